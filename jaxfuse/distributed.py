@@ -1,0 +1,61 @@
+"""Devices: start-up, mesh, shardings, and host arrays to device arrays. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxfuse.shapes import Batch
+
+DATA_AXIS = "data"
+
+
+def compilation_cache() -> Path:
+    """Turns on JAX's persistent compilation cache, so that a program compiles once per machine; gives its folder.
+
+    JAX_COMPILATION_CACHE_DIR moves it; else it lies in XDG_CACHE_HOME (or ~/.cache)/jaxfuse/xla.
+    """
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(given) if given else base / "jaxfuse" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def data_mesh(devices: int = 0) -> Mesh:
+    """A mesh with one axis, `data`, over the first `devices` local devices (0: all)."""
+    available = jax.devices()
+    if devices > len(available):
+        raise ValueError(
+            f"train.devices = {devices}, but JAX sees {len(available)} {available[0].platform} device(s): "
+            "use fewer, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count"
+        )
+    # An explicit Mesh has Auto axes on every JAX version; make_mesh's default changed and pmap rejects the new one.
+    return Mesh(np.array(available[: devices or len(available)]), (DATA_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def to_devices(batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """This process's rows as arrays sharded over the mesh. Row counts must divide by the devices."""
+    for name, array in batch.items():
+        if len(array) % jax.local_device_count() and len(array) % mesh.size:
+            raise ValueError(
+                f"{name}: {len(array)} rows cannot be split over {mesh.size} devices: "
+                "make train.batch_size and method.pool multiples of the device count"
+            )
+    sharding = by_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

@@ -1,0 +1,1 @@
+"""Fusing with a trained model: arrays, files and folders, any size. Never imports `train`."""

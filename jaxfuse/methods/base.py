@@ -1,0 +1,100 @@
+"""What a way of training is: parameters, stages, and per stage a pure objective and an optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfuse.shapes import Batch, Metrics, Params, PRNGKey, Scalar
+
+Prepare = Callable[[Batch, PRNGKey, str | None], tuple[Batch, Metrics]]
+"""(batch, key, axis_name) -> (examples, notes): what happens to data once a step, before any gradient.
+
+Examples share one leading axis, this device's share of them. Notes are equal on all devices.
+"""
+Objective = Callable[[Params, Batch, PRNGKey, Scalar, str | None], tuple[Scalar, Metrics]]
+"""(params, examples, key, progress, axis_name) -> (loss, metrics): means over this device's examples.
+
+progress runs from 0 to 1 over the stage. Only what is not linear in a batch mean needs axis_name.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one objective."""
+
+    name: str
+    start: int
+    """First step, counted over the whole run."""
+    steps: int
+    prepare: Prepare
+    objective: Objective
+    tx: optax.GradientTransformation
+    """Updates the modules this stage trains. The optimizer state has the same structure in all stages."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A published way of training, as pure functions."""
+
+    name: str
+    init: Callable[[PRNGKey], Params]
+    stages: tuple[Stage, ...]
+    deploy: Callable[[Params], Params]
+    """The fusion network's own parameters, all that is needed after training."""
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that step belongs to; the last one from its end on."""
+        for stage in self.stages:
+            if step < stage.stop:
+                return stage
+        return self.stages[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a method must know of the data."""
+
+    steps_per_epoch: int
+    target_means: tuple[float, float, float] | None = None
+    """Mean red, green and blue of the target sensor's training patches, grey levels."""
+
+
+def per_module(
+    transforms: dict[str, optax.GradientTransformation], trained: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """One optimizer per top-level module; modules not in `trained` stay, with their optimizer state and counts.
+
+    An optimizer whose module rests must rest too: Adam's bias correction and a schedule count updates.
+    """
+
+    def init(params: Params) -> dict[str, Any]:
+        return {name: transforms[name].init(params[name]) for name in params}
+
+    def update(
+        grads: Params, state: dict[str, Any], params: Params | None = None
+    ) -> tuple[Params, dict[str, Any]]:
+        if params is None:
+            raise ValueError("per_module: give the parameters")
+        updates, new_state = {}, {}
+        for name, grad in grads.items():
+            if name in trained:
+                updates[name], new_state[name] = transforms[name].update(grad, state[name], params[name])
+            else:
+                updates[name], new_state[name] = jax.tree.map(jnp.zeros_like, grad), state[name]
+        return updates, new_state
+
+    return optax.GradientTransformation(init, update)

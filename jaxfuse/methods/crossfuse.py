@@ -1,0 +1,203 @@
+"""CrossFuse training (IEEE T-CSVT 2025, arXiv 2502.14493): two stages, two views against overfitting.
+
+Stage I learns to take each modality apart and put it together again; stage II learns to fuse. External view: patches of
+another sensor that look like the target sensor join the batch, gamma-aligned (`ops.align`). Internal view: a crop
+of the fused image must stay close to its own blurred copy (`ops.augment`). Both happen inside the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxfuse.config import CrossFuseConfig
+from jaxfuse.losses import decomposition, fusion, structure
+from jaxfuse.methods.base import Facts, Method, Objective, Prepare, Stage, per_module
+from jaxfuse.models import Model
+from jaxfuse.ops import align, augment, color
+from jaxfuse.shapes import Batch, Metrics, Params, PRNGKey, Scalar
+
+DECOMPOSITION_WEIGHT = 2.0
+GRADIENT_WEIGHT_1 = 5.0
+GRADIENT_WEIGHT_2 = 10.0
+EXTERNAL_INDEX = 1 << 30
+"""Added to the index of external patches, so that they and target patches never share a random key."""
+
+
+def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar:
+    """theta = base * (cos(pi t) + 1) / 2, with t from 0 to 1 over stage II.
+
+    schedule="published" uses t = epoch / stage2_epochs with the epoch counted from the run's start, as the
+    published code does: with 40 + 120 epochs theta starts at 0.075, reaches 0 at epoch 120 and rises to 0.024.
+    """
+    if config.schedule == "published":
+        epoch = config.stage1_epochs + jnp.floor(progress * config.stage2_epochs)
+        t = epoch / config.stage2_epochs
+    else:
+        t = progress
+    return config.self_supervision * (jnp.cos(jnp.pi * t) + 1.0) / 2.0
+
+
+def learning_rate(config: CrossFuseConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Halved every `halve_every_epochs` epochs of a module's own training, never below the floor."""
+    every = max(1, round(config.halve_every_epochs * steps_per_epoch))
+
+    def schedule(count: Scalar) -> Scalar:
+        rate = config.learning_rate * jnp.power(0.5, (count // every).astype(jnp.float32))
+        return jnp.maximum(rate, config.learning_rate_floor)
+
+    return schedule
+
+
+def reconstruction_objective(model: Model) -> Objective:
+    """Stage I: 5 (1 - SSIM)/2 + MSE of both modalities, 2 * decomposition, 5 * gradient of the visible one."""
+
+    def objective(
+        params: Params, examples: Batch, key: PRNGKey, progress: Scalar, axis_name: str | None = None
+    ) -> tuple[Scalar, Metrics]:
+        visible, infrared = examples["visible"], examples["infrared"]
+        result = model.reconstruct(params, visible, infrared)
+        visible_hat, infrared_hat = result.image
+        recon_visible = structure.reconstruction(visible, visible_hat)
+        recon_infrared = structure.reconstruction(infrared, infrared_hat)
+        gradient = structure.gradient_difference(visible, visible_hat)
+        apart, low, high = decomposition.decomposition(
+            result.parts["low_visible"],
+            result.parts["low_infrared"],
+            result.parts["high_visible"],
+            result.parts["high_infrared"],
+            axis_name,
+        )
+        loss = recon_visible + recon_infrared + DECOMPOSITION_WEIGHT * apart + GRADIENT_WEIGHT_1 * gradient
+        return loss, {
+            "reconstruction_visible": recon_visible,
+            "reconstruction_infrared": recon_infrared,
+            "gradient": gradient,
+            "decomposition": apart,
+            "correlation_low": low,
+            "correlation_high": high,
+        }
+
+    return objective
+
+
+def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
+    """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive copy)."""
+
+    def objective(
+        params: Params, examples: Batch, key: PRNGKey, progress: Scalar, axis_name: str | None = None
+    ) -> tuple[Scalar, Metrics]:
+        visible, infrared = examples["visible"], examples["infrared"]
+        fused = model.apply(params, visible, infrared)
+        intensity = fusion.maximum_intensity(visible, infrared, fused.image)
+        gradient = fusion.maximum_gradient(visible, infrared, fused.image)
+        apart, low, high = decomposition.decomposition(
+            fused.parts["low_visible"],
+            fused.parts["low_infrared"],
+            fused.parts["high_visible"],
+            fused.parts["high_infrared"],
+            axis_name,
+        )
+        loss = intensity + GRADIENT_WEIGHT_2 * gradient + DECOMPOSITION_WEIGHT * apart
+        metrics = {
+            "intensity": intensity,
+            "gradient": gradient,
+            "decomposition": apart,
+            "correlation_low": low,
+            "correlation_high": high,
+        }
+        if config.self_supervision > 0:
+            keys = augment.example_keys(key, examples["index"])
+            weak, aggressive = augment.weak_aggressive(keys, fused.image, crop=config.crop_size)
+            consistency = structure.mean_square(weak, aggressive)
+            theta = self_supervision_weight(config, progress)
+            loss = loss + theta * consistency
+            metrics |= {"consistency": consistency, "theta": theta}
+        return loss, metrics
+
+    return objective
+
+
+def prepare_examples(config: CrossFuseConfig, target_means: tuple[float, ...] | None) -> Prepare:
+    """Batch of the pipeline -> luma and infrared patches, with the online Top-K patches appended.
+
+    Batch: visible (b, s, s, 3), infrared (b, s, s, 1), index (b,), and for online alignment pool_visible and
+    pool_infrared. The selection is over the pools of all devices; each device gets an equal share of it.
+    """
+    online = config.alignment == "online"
+    if online and target_means is None:
+        raise ValueError("method.alignment = 'online' needs the target set's mean colours")
+
+    def prepare(batch: Batch, key: PRNGKey, axis_name: str | None = None) -> tuple[Batch, Metrics]:
+        visible, infrared = batch["visible"], batch["infrared"]
+        index = batch["index"].astype(jnp.int32)
+        notes: Metrics = {}
+        if online:
+            aligned = align.align_top_k(
+                batch["pool_visible"],
+                jnp.asarray(target_means, jnp.float32),
+                config.keep,
+                companions=(batch["pool_infrared"],),
+                axis_name=axis_name,
+            )
+            share = aligned.patches.shape[0]
+            rank = 0 if axis_name is None else lax.axis_index(axis_name)
+            mine = lax.dynamic_slice_in_dim(aligned.indices, rank * share, share)
+            visible = jnp.concatenate([visible, aligned.patches])
+            infrared = jnp.concatenate([infrared, aligned.companions[0]])
+            index = jnp.concatenate([index, EXTERNAL_INDEX + mine])
+            notes = {
+                "external/selected": aligned.indices,
+                "external/distance": jnp.mean(aligned.distances),
+                "external/gamma": jnp.mean(aligned.gamma),
+            }
+        if config.flips:
+            visible, infrared = augment.paired_flips(augment.example_keys(key, index), visible, infrared)
+        return {"visible": color.luma(visible), "infrared": infrared, "index": index}, notes
+
+    return prepare
+
+
+def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
+    """CrossFuse's two stages for a fusion network that can also reconstruct its inputs."""
+    if model.reconstruct is None and config.stage1_epochs > 0:
+        raise ValueError(
+            f"model {model.name!r} cannot reconstruct its inputs: set method.stage1_epochs to 0 to train it with stage II"
+        )
+    schedule = learning_rate(config, facts.steps_per_epoch)
+
+    def optimizer() -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    modules = tuple(abstract_modules(model))
+    transforms = {name: optimizer() for name in modules}
+    stage1_modules = tuple(name for name in modules if not name.startswith("fuse_"))
+    steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
+    steps2 = math.ceil(config.stage2_epochs * facts.steps_per_epoch)
+    prepare = prepare_examples(config, facts.target_means)
+    stages = []
+    if steps1:
+        stages.append(
+            Stage(
+                "reconstruction", 0, steps1, prepare, reconstruction_objective(model), per_module(transforms, stage1_modules)
+            )
+        )
+    if steps2:
+        stages.append(
+            Stage("fusion", steps1, steps2, prepare, fusion_objective(model, config), per_module(transforms, modules))
+        )
+    return Method("crossfuse", model.init, tuple(stages), lambda params: params)
+
+
+def abstract_modules(model: Model) -> dict[str, object]:
+    """Top-level modules of a network's parameters, without computing them."""
+    import jax
+
+    return jax.eval_shape(model.init, jax.random.key(0))

@@ -1,0 +1,418 @@
+"""The CrossFuse network (IEEE T-CSVT 2025, arXiv 2502.14493), 1,188,272 parameters.
+
+One encoder serves both modalities: an embedding, four Restormer blocks (Zamir et al., CVPR 2022), then a
+low-frequency branch (channel attention) and a high-frequency branch (affine coupling nodes). Each branch's features
+are added over the modalities and fused by one more block of its kind; a decoder of four Restormer blocks adds the
+visible luma and ends in a sigmoid.
+
+The attention is over channels: its 8x8 matrices are sums over pixels. Every block therefore has two halves, `sums`
+(over all pixels) and `finish` (local, given the sums), which is what lets `passes` sweep over an image of any size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxfuse.models.base import Fused, Model, Pass, functional
+from jaxfuse.models.layers import (
+    Compute,
+    LayerNorm,
+    constant,
+    conv1x1,
+    conv3x3,
+    depthwise3x3,
+    gated_gelu,
+    relu6,
+    weight,
+)
+from jaxfuse.shapes import Array, Features, Float, Gray, Params
+
+CHANNELS = 64
+HEADS = 8
+ENCODER_BLOCKS = 4
+DECODER_BLOCKS = 4
+ENCODER_NODES = 3
+
+
+class Sums(NamedTuple):
+    """What the channel attention needs to know of all pixels; sums of windows add up."""
+
+    products: Float[Array, "b 8 8 8"]
+    """q k^T of each head."""
+    q_squares: Float[Array, "b 64"]
+    k_squares: Float[Array, "b 64"]
+
+
+class ChannelAttention(nnx.Module):
+    """Attention between the 8 channels of each head, q and k normalised over the pixels (eps 1e-12).
+
+    The first 1x1 has no bias, so it and the 3x3 after it are one linear map: `dense` folds them into a
+    3x3 from 64 to 192 channels instead of 192 to 192 (the low-frequency branch); otherwise the 3x3 is depthwise.
+    """
+
+    def __init__(self, dense: bool, compute: Compute):
+        self.dense = dense
+        self.compute = compute
+        self.temperature = constant(HEADS, value=1.0)
+        self.expand = weight(CHANNELS, 3 * CHANNELS, fan_in=CHANNELS)
+        if dense:
+            self.spatial = weight(3, 3, 3 * CHANNELS, 3 * CHANNELS, fan_in=9 * 3 * CHANNELS)
+        else:
+            self.spatial = weight(3, 3, 3 * CHANNELS, fan_in=9)
+        self.project = weight(CHANNELS, CHANNELS, fan_in=CHANNELS)
+
+    def _local(self, x: Features, start: int, stop: int) -> Features:
+        """Channels start..stop of (q, k, v)."""
+        if self.dense:
+            spatial = self.spatial[...][..., start:stop]
+            folded = jnp.einsum("im,hwmo->hwio", self.expand[...], spatial, precision=lax.Precision.HIGHEST)
+            return conv3x3(x, folded)
+        expanded = conv1x1(x, self.expand[...][:, start:stop])
+        return depthwise3x3(expanded, self.spatial[...][..., start:stop], self.compute)
+
+    def sums(self, x: Features, row_mask: Float[Array, "h"] | None = None) -> Sums:
+        qk = self._local(x, 0, 2 * CHANNELS)
+        if row_mask is not None:
+            qk = qk * row_mask.astype(qk.dtype)[None, :, None, None]
+        b, h, w, _ = qk.shape
+        flat = qk.reshape(b, h * w, 2 * CHANNELS)
+        q, k = flat[..., :CHANNELS], flat[..., CHANNELS:]
+        # One 64x64 product per image of which the 8 diagonal blocks are used: faster than eight thin ones.
+        dense = jnp.einsum("bnc,bnd->bcd", q, k, preferred_element_type=jnp.float32)
+        blocks = dense.reshape(b, HEADS, CHANNELS // HEADS, HEADS, CHANNELS // HEADS)
+        products = jnp.diagonal(blocks, axis1=1, axis2=3).transpose(0, 3, 1, 2)
+        squares = jnp.sum(jnp.square(flat.astype(jnp.float32)), axis=1)
+        return Sums(products, squares[:, :CHANNELS], squares[:, CHANNELS:])
+
+    def finish(self, x: Features, sums: Sums) -> Features:
+        v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
+        b = sums.products.shape[0]
+        shape = (b, HEADS, CHANNELS // HEADS)
+        # max(norm, 1e-12) as published, taken before the root so that its gradient is finite at zero.
+        q_norm = jnp.sqrt(jnp.maximum(sums.q_squares, 1e-24)).reshape(shape)
+        k_norm = jnp.sqrt(jnp.maximum(sums.k_squares, 1e-24)).reshape(shape)
+        logits = sums.products / (q_norm[..., :, None] * k_norm[..., None, :])
+        attention = jax.nn.softmax(logits * self.temperature[...][None, :, None, None], axis=-1)
+        project = self.project[...].reshape(HEADS, CHANNELS // HEADS, CHANNELS)
+        # Attention and output projection are both linear in v: one 64x64 matrix per image.
+        mix = jnp.einsum("bhce,hcd->bhed", attention, project).reshape(b, CHANNELS, CHANNELS)
+        return jnp.einsum("bhwc,bcd->bhwd", v, mix.astype(v.dtype))
+
+
+class GatedFeedForward(nnx.Module):
+    """1x1, 3x3 depthwise, erf-GELU of one half times the other half, 1x1."""
+
+    def __init__(self, hidden: int, compute: Compute):
+        self.compute = compute
+        self.expand = weight(CHANNELS, 2 * hidden, fan_in=CHANNELS)
+        self.spatial = weight(3, 3, 2 * hidden, fan_in=9)
+        self.project = weight(hidden, CHANNELS, fan_in=hidden)
+
+    def __call__(self, x: Features) -> Features:
+        y = depthwise3x3(conv1x1(x, self.expand[...]), self.spatial[...], self.compute)
+        gate, value = jnp.split(y, 2, axis=-1)
+        return conv1x1(gated_gelu(gate, value), self.project[...])
+
+
+class PairedFeedForward(nnx.Module):
+    """As above with a 3x3 of 64 groups of two channels.
+
+    A group's outputs mix its even and its odd channel. Putting all even channels before all odd ones, by permuting
+    the weights, makes that four depthwise convolutions of whole halves and moves no pixels.
+    """
+
+    def __init__(self, compute: Compute):
+        self.compute = compute
+        self.expand = weight(CHANNELS, 2 * CHANNELS, fan_in=CHANNELS)
+        self.spatial = weight(3, 3, 2, 2 * CHANNELS, fan_in=18)
+        self.project = weight(CHANNELS, CHANNELS, fan_in=CHANNELS)
+
+    def __call__(self, x: Features) -> Features:
+        expand, spatial, project = self.expand[...], self.spatial[...], self.project[...]
+        even = conv1x1(x, expand[:, 0::2])
+        odd = conv1x1(x, expand[:, 1::2])
+        result = 0.0
+        for parity in (0, 1):
+            y = depthwise3x3(even, spatial[:, :, 0, parity::2], self.compute)
+            y = y + depthwise3x3(odd, spatial[:, :, 1, parity::2], self.compute)
+            gate, value = jnp.split(y, 2, axis=-1)
+            result = result + conv1x1(gated_gelu(gate, value), project[parity::2])
+        return result
+
+
+class Block(nnx.Module):
+    """x + attention(LN(x)), then x + feed_forward(LN(x)).
+
+    `long_scale` gives the low-frequency block (dense attention convolution, paired feed-forward), otherwise it is
+    a Restormer block.
+    """
+
+    def __init__(self, long_scale: bool, compute: Compute):
+        self.compute = compute
+        self.norm1 = LayerNorm(CHANNELS)
+        self.attention = ChannelAttention(long_scale, compute)
+        self.norm2 = LayerNorm(CHANNELS)
+        self.feed_forward = (
+            PairedFeedForward(compute) if long_scale else GatedFeedForward(2 * CHANNELS, compute)
+        )
+
+    def sums(self, x: Features, row_mask: Float[Array, "h"] | None = None) -> Sums:
+        return self.attention.sums(self.norm1(x), row_mask)
+
+    def finish(self, x: Features, sums: Sums) -> Features:
+        x = x + self.attention.finish(self.norm1(x), sums)
+        return x + self.feed_forward(self.norm2(x))
+
+    def __call__(self, x: Features) -> Features:
+        return self.finish(x, self.sums(x))
+
+
+class Bottleneck(nnx.Module):
+    """Weights of one of a node's three maps: 1x1 32->64, ReLU6, 3x3 depthwise by reflection, ReLU6, 1x1 64->32."""
+
+    def __init__(self):
+        self.expand = weight(CHANNELS // 2, CHANNELS, fan_in=CHANNELS // 2)
+        self.spatial = weight(3, 3, CHANNELS, fan_in=9)
+        self.project = weight(CHANNELS, CHANNELS // 2, fan_in=CHANNELS)
+
+
+class CouplingNode(nnx.Module):
+    """Affine coupling after a 1x1 mix: z2 += phi(z1); z1 = z1 * exp(rho(z2)) + eta(z2)."""
+
+    def __init__(self, compute: Compute):
+        self.compute = compute
+        self.mix = weight(CHANNELS, CHANNELS, fan_in=CHANNELS)
+        self.mix_bias = weight(CHANNELS, fan_in=CHANNELS)
+        self.phi = Bottleneck()
+        self.rho = Bottleneck()
+        self.eta = Bottleneck()
+
+    def _maps(self, x: Features, *maps: Bottleneck) -> list[Features]:
+        # Maps of the same input share one wide matrix product and one wide depthwise convolution.
+        expand = jnp.concatenate([m.expand[...] for m in maps], axis=-1)
+        spatial = jnp.concatenate([m.spatial[...] for m in maps], axis=-1)
+        y = relu6(conv1x1(x, expand))
+        y = relu6(depthwise3x3(y, spatial, self.compute, reflect=True))
+        parts = jnp.split(y, len(maps), axis=-1)
+        return [conv1x1(part, m.project[...]) for part, m in zip(parts, maps, strict=True)]
+
+    def __call__(self, x: Features) -> Features:
+        bias = self.mix_bias[...].astype(x.dtype)[None, None, None, :]
+        z1, z2 = jnp.split(conv1x1(x, self.mix[...]) + bias, 2, axis=-1)
+        (phi,) = self._maps(z1, self.phi)
+        z2 = z2 + phi
+        rho, eta = self._maps(z2, self.rho, self.eta)
+        # exp of a bfloat16 sum loses the coupling's accuracy.
+        z1 = z1 * jnp.exp(rho.astype(jnp.float32)).astype(z1.dtype) + eta
+        return jnp.concatenate([z1, z2], axis=-1)
+
+
+class Chain(nnx.Module):
+    """Equal submodules run one after the other.
+
+    They run as one scan over their stacked weights: XLA then compiles one of them, not all, and
+    rematerialisation holds on every backend (unrolled, XLA on CPU merges the recomputation away).
+    """
+
+    def __init__(self, modules: list[nnx.Module], compute: Compute):
+        self.length = len(modules)
+        self.compute = compute
+        for i, module in enumerate(modules):
+            setattr(self, f"at{i}", module)
+
+    def __getitem__(self, index: int) -> nnx.Module:
+        return getattr(self, f"at{index}")
+
+    def __call__(self, x: Features) -> Features:
+        if self.length == 1 and not self.compute.rematerialise:
+            return self[0](x)
+        split = [nnx.split(self[i]) for i in range(self.length)]
+        graph = split[0][0]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in split))
+
+        def body(x: Features, state: nnx.State) -> tuple[Features, None]:
+            return nnx.merge(graph, state)(x), None
+
+        if self.compute.rematerialise:
+            body = jax.checkpoint(body, prevent_cse=False)
+        return lax.scan(body, x, stacked)[0]
+
+
+class Encoder(nnx.Module):
+    """Luma or infrared -> (low-frequency, high-frequency) features, 64 channels each."""
+
+    def __init__(self, compute: Compute):
+        self.compute = compute
+        self.embed = weight(3, 3, 1, CHANNELS, fan_in=9)
+        self.blocks = Chain([Block(False, compute) for _ in range(ENCODER_BLOCKS)], compute)
+        self.low = Block(True, compute)
+        self.high = Chain([CouplingNode(compute) for _ in range(ENCODER_NODES)], compute)
+
+    def embedded(self, image: Gray) -> Features:
+        return conv3x3(self.compute.cast(image), self.embed[...])
+
+    def __call__(self, image: Gray) -> tuple[Features, Features]:
+        x = self.blocks(self.embedded(image))
+        return self.low(x), self.high(x)
+
+
+class Decoder(nnx.Module):
+    """(low, high) features and the image they belong to -> an image in (0, 1)."""
+
+    def __init__(self, compute: Compute):
+        self.reduce = weight(2 * CHANNELS, CHANNELS, fan_in=2 * CHANNELS)
+        self.blocks = Chain([Block(False, compute) for _ in range(DECODER_BLOCKS)], compute)
+        self.narrow = weight(3, 3, CHANNELS, CHANNELS // 2, fan_in=9 * CHANNELS)
+        self.output = weight(3, 3, CHANNELS // 2, 1, fan_in=9 * CHANNELS // 2)
+
+    def reduced(self, low: Features, high: Features) -> Features:
+        return conv1x1(low, self.reduce[...][:CHANNELS]) + conv1x1(high, self.reduce[...][CHANNELS:])
+
+    def image(self, features: Features, base: Gray) -> Gray:
+        y = jax.nn.leaky_relu(conv3x3(features, self.narrow[...]), 0.01)
+        y = conv3x3(y, self.output[...]).astype(jnp.float32)
+        return jax.nn.sigmoid(y + base)
+
+    def __call__(self, base: Gray, low: Features, high: Features) -> tuple[Gray, Features]:
+        features = self.blocks(self.reduced(low, high))
+        return self.image(features, base), features
+
+
+class CrossFuse(nnx.Module):
+    """Encoder, one low-frequency and one high-frequency fusion block, decoder."""
+
+    def __init__(self, compute: Compute):
+        self.encoder = Encoder(compute)
+        self.decoder = Decoder(compute)
+        self.fuse_low = Block(True, compute)
+        self.fuse_high = Chain([CouplingNode(compute)], compute)
+
+    def encode(self, visible: Gray, infrared: Gray) -> dict[str, Features]:
+        # Both modalities as one batch, interleaved: (b, 2) flattens without moving examples between devices.
+        both = jnp.stack([visible, infrared], axis=1)
+        b, _, h, w, _ = both.shape
+        low, high = self.encoder(both.reshape(2 * b, h, w, 1))
+        low, high = (f.reshape(b, 2, h, w, CHANNELS) for f in (low, high))
+        return {
+            "low_visible": low[:, 0],
+            "low_infrared": low[:, 1],
+            "high_visible": high[:, 0],
+            "high_infrared": high[:, 1],
+        }
+
+    def __call__(self, visible: Gray, infrared: Gray) -> Fused:
+        parts = self.encode(visible, infrared)
+        low = self.fuse_low(parts["low_visible"] + parts["low_infrared"])
+        high = self.fuse_high(parts["high_visible"] + parts["high_infrared"])
+        image, features = self.decoder(visible, low, high)
+        return Fused(image, features, {**parts, "low": low, "high": high})
+
+    def reconstruct(self, visible: Gray, infrared: Gray) -> Fused:
+        parts = self.encode(visible, infrared)
+
+        def both(name: str) -> Features:
+            pair = jnp.stack([parts[f"{name}_visible"], parts[f"{name}_infrared"]], axis=1)
+            return pair.reshape(-1, *pair.shape[2:])
+
+        base = jnp.stack([visible, infrared], axis=1)
+        image, features = self.decoder(base.reshape(-1, *base.shape[2:]), both("low"), both("high"))
+        image = image.reshape(base.shape).swapaxes(0, 1)
+        return Fused(image, features, parts)
+
+
+def create(compute: Compute) -> Model:
+    """CrossFuse as pure functions. `Fused.parts`: {low,high}_{visible,infrared}, low, high, each (b, h, w, 64)."""
+    init, bind = functional(CrossFuse(compute))
+
+    def check(visible: Array, infrared: Array) -> None:
+        for name, image in (("visible", visible), ("infrared", infrared)):
+            if image.ndim != 4 or image.shape[-1] != 1:
+                raise ValueError(
+                    f"crossfuse: {name} has shape {image.shape}, needs (batch, height, width, 1): "
+                    "pass the luma of the visible image and one infrared channel"
+                )
+        if visible.shape != infrared.shape:
+            raise ValueError(f"crossfuse: visible {visible.shape} and infrared {infrared.shape} differ in shape")
+
+    def apply(params: Params, visible: Gray, infrared: Gray) -> Fused:
+        check(visible, infrared)
+        return bind(params)(visible, infrared)
+
+    def reconstruct(params: Params, visible: Gray, infrared: Gray) -> Fused:
+        check(visible, infrared)
+        return bind(params).reconstruct(visible, infrared)
+
+    return Model("crossfuse", init, apply, reconstruct, _passes(bind))
+
+
+def _passes(bind) -> tuple[Pass, ...]:
+    """The network as sweeps, each of which finishes one block and sums for the next."""
+    passes: list[Pass] = []
+
+    def add(name: str, reads: tuple[str, ...], writes: dict[str, int], halo: int, run) -> None:
+        passes.append(Pass(name, reads, writes, halo, run))
+
+    for source in ("visible", "infrared"):
+        last = source == "infrared"
+
+        def first(params, maps, sums, mask, source=source):
+            encoder = bind(params).encoder
+            x = encoder.embedded(maps[source])
+            return {}, {f"{source}0": encoder.blocks[0].sums(x, mask)}
+
+        def second(params, maps, sums, mask, source=source):
+            encoder = bind(params).encoder
+            x = encoder.blocks[0].finish(encoder.embedded(maps[source]), sums[f"{source}0"])
+            return {"x": x}, {f"{source}1": encoder.blocks[1].sums(x, mask)}
+
+        add(f"encode {source} 0", (source,), {}, 2, first)
+        add(f"encode {source} 1", (source,), {"x": CHANNELS}, 4, second)
+        for i in range(1, ENCODER_BLOCKS):
+
+            def middle(params, maps, sums, mask, source=source, i=i):
+                encoder = bind(params).encoder
+                x = encoder.blocks[i].finish(maps["x"], sums[f"{source}{i}"])
+                following = encoder.blocks[i + 1] if i + 1 < ENCODER_BLOCKS else encoder.low
+                return {"x": x}, {f"{source}{i + 1}": following.sums(x, mask)}
+
+            add(f"encode {source} {i + 1}", ("x",), {"x": CHANNELS}, 3, middle)
+
+        def branches(params, maps, sums, mask, source=source, last=last):
+            net = bind(params)
+            low = net.encoder.low.finish(maps["x"], sums[f"{source}{ENCODER_BLOCKS}"])
+            high = net.encoder.high(maps["x"])
+            if not last:
+                return {"low": low, "high": high}, {}
+            low, high = maps["low"] + low, maps["high"] + high
+            return {"low": low, "high": high}, {"low": net.fuse_low.sums(low, mask)}
+
+        reads = ("x", "low", "high") if last else ("x",)
+        add(f"branches {source}", reads, {"low": CHANNELS, "high": CHANNELS}, 2 * ENCODER_NODES, branches)
+
+    def fuse(params, maps, sums, mask):
+        net = bind(params)
+        x = net.decoder.reduced(net.fuse_low.finish(maps["low"], sums["low"]), net.fuse_high(maps["high"]))
+        return {"x": x}, {"decoder0": net.decoder.blocks[0].sums(x, mask)}
+
+    add("fuse", ("low", "high"), {"x": CHANNELS}, 3, fuse)
+    for i in range(DECODER_BLOCKS - 1):
+
+        def decode(params, maps, sums, mask, i=i):
+            blocks = bind(params).decoder.blocks
+            x = blocks[i].finish(maps["x"], sums[f"decoder{i}"])
+            return {"x": x}, {f"decoder{i + 1}": blocks[i + 1].sums(x, mask)}
+
+        add(f"decode {i}", ("x",), {"x": CHANNELS}, 3, decode)
+
+    def output(params, maps, sums, mask):
+        decoder = bind(params).decoder
+        features = decoder.blocks[DECODER_BLOCKS - 1].finish(maps["x"], sums[f"decoder{DECODER_BLOCKS - 1}"])
+        return {"image": decoder.image(features, maps["visible"])}, {}
+
+    add("output", ("x", "visible"), {"image": 1}, 4, output)
+    return tuple(passes)

@@ -1,0 +1,1 @@
+"""The loop that trains: state, one pure update and its two wrappers, logs, checkpoints."""

@@ -1,0 +1,125 @@
+"""The training step: one pure `update`, and the two ways of running it on many devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxfuse.methods import Stage
+from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
+from jaxfuse.train.state import TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def update(
+    state: TrainState, batch: Batch, *, stage: Stage, accumulate: int = 1, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step of a stage. Metrics are of the parameters before it.
+
+    batch: this device's rows, or all rows under jit. accumulate: parts the examples are split into, whose gradients
+    are averaged. axis_name: the mapped axis under pmap; gradients and metrics are averaged over it.
+    A loss or gradient that is not finite leaves parameters and optimizer as they are and sets `bad_step`.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
+    with jax.named_scope("prepare"):
+        examples, notes = stage.prepare(batch, key, axis_name)
+    with jax.named_scope("gradient"):
+        loss, metrics, grads = _value_and_grad(stage, state.params, examples, key, progress, axis_name, accumulate)
+        if axis_name is not None:
+            loss, metrics, grads = lax.pmean((loss, metrics, grads), axis_name)
+    norm = optax.tree.norm(grads)
+    with jax.named_scope("update"):
+        updates, opt_state = stage.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.bad_step < 0)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    bad_step = jnp.where(good | (state.bad_step >= 0), state.bad_step, state.step)
+    new_state = TrainState(state.step + 1, params, opt_state, state.key, bad_step)
+    return new_state, {"loss": loss, "grad_norm": norm, **metrics, **notes}
+
+
+def _value_and_grad(
+    stage: Stage,
+    params: Params,
+    examples: Batch,
+    key: PRNGKey,
+    progress: Scalar,
+    axis_name: str | None,
+    parts: int,
+) -> tuple[Scalar, Metrics, Params]:
+    run = jax.value_and_grad(stage.objective, has_aux=True)
+    if parts == 1:
+        (loss, metrics), grads = run(params, examples, key, progress, axis_name)
+        return loss, metrics, grads
+    count = len(next(iter(examples.values())))
+    if count % parts:
+        raise ValueError(
+            f"train.accumulate = {parts} must divide the {count} examples of a step on each device "
+            "(target pairs and kept external patches together)"
+        )
+
+    def split(x: Array) -> Array:
+        # Rows i, i + parts, ...: keeps a batch that is sharded over devices where it is.
+        return x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(total: Any, part: Batch) -> tuple[Any, None]:
+        (loss, metrics), grads = run(params, part, key, progress, axis_name)
+        return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+
+    pieces = jax.tree.map(split, examples)
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(lambda p: run(params, p, key, progress, axis_name), first)
+    (loss, metrics), grads = shapes
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads))
+    total, _ = lax.scan(body, zero, pieces)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
+    """`update` under jit: state replicated over the mesh, batch rows sharded over its `data` axis, state donated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(
+        functools.partial(update, stage=stage, accumulate=accumulate),
+        in_shardings=(replicated, rows),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    )
+
+
+def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
+    """`update` under pmap over the mesh's devices: takes and gives what `make_jit_step` does.
+
+    The state keeps one replicated copy without a device axis, so the two steps can take turns.
+    """
+    devices = list(mesh.devices.flat)
+    mapped = jax.pmap(
+        functools.partial(update, stage=stage, accumulate=accumulate, axis_name="data"),
+        axis_name="data",
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=0,
+    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def split(x: Any) -> Any:
+            if len(x) % len(devices):
+                raise ValueError(f"a batch of {len(x)} rows cannot be split over {len(devices)} devices")
+            return np.reshape(x, (len(devices), len(x) // len(devices), *x.shape[1:]))
+
+        return mapped(state, jax.tree.map(split, batch))
+
+    return step

@@ -1,0 +1,166 @@
+"""Configs: JSON in and out without loss, wrong ones refused by name, nothing heavy imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import jaxfuse
+from jaxfuse import config
+from jaxfuse.config import (
+    FREE_FIELDS,
+    ConfigError,
+    CrossFuseConfig,
+    DataConfig,
+    Experiment,
+    SourceConfig,
+    TrainConfig,
+)
+
+
+def unusual() -> Experiment:
+    """A config in which many fields differ from their defaults."""
+    return Experiment(
+        name="night",
+        seed=7,
+        method=CrossFuseConfig(
+            stage1_epochs=0.5, schedule="published", alignment="online", pool=12, keep=3, flips=True
+        ),
+        data=DataConfig(
+            target=SourceConfig(kind="folders", infrared="a", visible="b", split="train.txt"),
+            external=SourceConfig(kind="synthetic", scenes=5, sensor="clear"),
+            patch_size=48,
+        ),
+        train=TrainConfig(batch_size=6, accumulate=3, strategy="pmap"),
+    )
+
+
+@pytest.mark.parametrize("experiment", [Experiment(), unusual()], ids=["defaults", "unusual"])
+def test_json_round_trip_is_exact(experiment: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(experiment), encoding="utf8")
+    again = config.load_json(path)
+    assert again == experiment
+    assert config.to_json(again) == path.read_text(encoding="utf8")
+
+
+def test_json_keys_follow_the_fields() -> None:
+    tree = json.loads(config.to_json(Experiment()))
+    assert list(tree) == [field.name for field in dataclasses.fields(Experiment)]
+    assert list(tree["train"]) == [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert config.from_dict({"seed": 3}) == Experiment(seed=3)
+    assert config.from_dict({"train": {"batch_size": 2}}).train == TrainConfig(batch_size=2)
+
+
+@pytest.mark.parametrize("key", ["sede", "train.batchsize", "data.target.path"])
+def test_unknown_key_is_named(key: str, tmp_path: Path) -> None:
+    tree = config.to_dict(Experiment())
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    node[last] = 1
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree), encoding="utf8")
+    with pytest.raises(ConfigError, match=rf"config\.json: unknown field '{key}'"):
+        config.load_json(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [
+        (lambda: TrainConfig(batch_size=0), "train.batch_size", "0"),
+        (lambda: TrainConfig(devices=-1), "train.devices", "-1"),
+        (lambda: TrainConfig(batch_size=8, accumulate=3), "train.accumulate", "3"),
+        (lambda: CrossFuseConfig(clip_norm=-0.5), "method.clip_norm", "-0.5"),
+        (lambda: CrossFuseConfig(pool=4, keep=5), "method.keep", "5"),
+        (lambda: DataConfig(patch_size=8), "data.patch_size", "8"),
+        (lambda: SourceConfig(kind="synthetic", scenes=0), "source.scenes", "0"),
+        (lambda: Experiment(data=DataConfig(patch_size=16)), "method.crop_size", "32"),
+        (
+            lambda: Experiment(method=CrossFuseConfig(alignment="online")),
+            "data.external.kind",
+            "'none'",
+        ),
+    ],
+)
+def test_impossible_value_names_field_and_value(make, field: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field} = {value}: "):
+        make()
+
+
+def test_folders_need_one_root_or_two_folders() -> None:
+    for arguments in ({}, {"infrared": "a"}, {"root": "r", "infrared": "a", "visible": "b"}):
+        with pytest.raises(ConfigError, match=r"source\.root"):
+            SourceConfig(kind="folders", **arguments)
+    assert SourceConfig(kind="folders", root="r").root == "r"
+
+
+def test_wrong_type_and_wrong_choice_name_the_field() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size"):
+        config.from_dict({"train": {"batch_size": "many"}})
+    with pytest.raises(ConfigError, match=r"'published!'.*schedule"):
+        config.from_dict({"method": {"schedule": "published!"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("{", "not a readable JSON config"), ("[1]", "expected a JSON object, found list")],
+)
+def test_unreadable_file_is_named(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text, encoding="utf8")
+    with pytest.raises(ConfigError, match=rf"broken\.json: {complaint}"):
+        config.load_json(path)
+    with pytest.raises(ConfigError, match=r"absent\.json"):
+        config.load_json(tmp_path / "absent.json")
+
+
+def test_changed_fields_names_what_changed_and_ignores_free_ones() -> None:
+    old = Experiment()
+    new = dataclasses.replace(
+        old,
+        seed=1,
+        name="other",
+        data=dataclasses.replace(old.data, threads=9),
+        train=dataclasses.replace(old.train, batch_size=4, log_every=1, strategy="pmap"),
+    )
+    assert config.changed_fields(old, new) == [("seed", 0, 1), ("train.batch_size", 8, 4)]
+    assert config.changed_fields(old, old) == []
+
+
+def test_every_free_field_exists() -> None:
+    names = {name for name, _ in config.flatten(config.to_dict(Experiment()))}
+    assert names >= FREE_FIELDS
+
+
+@pytest.mark.parametrize("module", ["jaxfuse", "jaxfuse.config"])
+def test_import_leaves_jax_alone(module: str, fresh_python) -> None:
+    heavy = "{'jax', 'flax', 'optax', 'orbax', 'grain', 'torch', 'matplotlib'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    result = fresh_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_are_listed_and_found() -> None:
+    assert jaxfuse.Experiment is Experiment
+    assert jaxfuse.config is config
+    assert {"Experiment", "fuse", "load", "models", "ops", "convert"} <= set(dir(jaxfuse))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = jaxfuse.no_such_name
+
+
+def test_every_lazy_room_is_a_module(repo: Path) -> None:
+    here = repo / "jaxfuse"
+    for room in jaxfuse._ROOMS:
+        assert (here / room / "__init__.py").exists() or (here / f"{room}.py").exists(), room
+    for module in set(jaxfuse._NAMES.values()):
+        path = repo.joinpath(*module.split("."))
+        assert path.with_suffix(".py").exists(), module
