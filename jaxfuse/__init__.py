@@ -29,6 +29,7 @@ _ROOMS = frozenset(
         "convert",
         "data",
         "distributed",
+        "experiments",
         "infer",
         "losses",
         "methods",

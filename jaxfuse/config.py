@@ -15,7 +15,11 @@ from typing import Any, Literal
 import msgspec
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """Base of every error a user can mend; its message is one line: file, value, remedy. The command line prints it."""
+
+
+class ConfigError(UserError, ValueError):
     """A setting that cannot work; the message names the field, the value and the remedy."""
 
 

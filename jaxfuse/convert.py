@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxfuse.config import UserError
+
 from jaxfuse.models import MODELS
 from jaxfuse.models import crossfuse as crossfuse_network
 from jaxfuse.shapes import Params
@@ -19,7 +21,7 @@ TorchModules = Mapping[str, Mapping[str, np.ndarray]]
 """{module: {torch parameter name: array}}."""
 
 
-class ConvertError(ValueError):
+class ConvertError(UserError, ValueError):
     """Weights that do not fit; the message names the array and the remedy."""
 
 

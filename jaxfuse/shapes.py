@@ -17,7 +17,7 @@ Gray: TypeAlias = Float[Array, "b h w 1"]
 """A batch of one-channel images, NHWC, [0, 1]."""
 Rgb: TypeAlias = Float[Array, "b h w 3"]
 """A batch of colour images, NHWC, [0, 1], red first."""
-Features: TypeAlias = Float[Array, "b h w c"]
+Features: TypeAlias = Float[Array, "b _ _ _"]
 """A batch of feature maps, NHWC, any range."""
 Labels: TypeAlias = Int[Array, "b h w"]
 """A batch of label maps, int32, 255 = ignore."""

@@ -10,7 +10,7 @@ PACKAGE = "jaxfuse"
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"shapes", "config"}),
-    frozenset({"ops", "distributed"}),
+    frozenset({"ops", "distributed", "experiments"}),
     frozenset({"models", "losses", "metrics", "data"}),
     frozenset({"methods", "checkpoint", "convert", "weights"}),
     frozenset({"train", "infer"}),

@@ -6,8 +6,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxfuse.config import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Input that cannot be used; the message names the file, the value and the remedy."""
 
 

@@ -99,15 +99,21 @@ def _visible(scene: World, sensor: Sensor, rng: np.random.Generator) -> np.ndarr
     light *= clear
     light += scene.veil
     light *= np.float32(sensor.gain) * np.array(sensor.tint, np.float32)
-    small = cv2.resize(light, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        light, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA
+    )
     small = np.maximum(small - 1.2, 0)
     halo = cv2.GaussianBlur(small, (0, 0), 1.4 * soft) + cv2.GaussianBlur(small, (0, 0), 6 * soft)
-    light += np.float32(sensor.glare * 5) * cv2.resize(halo, (width, height), interpolation=cv2.INTER_LINEAR)
+    light += np.float32(sensor.glare * 5) * cv2.resize(
+        halo, (width, height), interpolation=cv2.INTER_LINEAR
+    )
     if sensor.blur:
         light = cv2.GaussianBlur(light, (0, 0), sensor.blur * soft)
     # A shoulder instead of a hard clip, as films and cameras have: 1 - exp(-x), then the display's gamma.
     signal = 1 - np.exp(-(light + np.float32(sensor.veil)))
-    signal += np.float32(sensor.noise) * _gray_noise(rng, signal.shape) * np.sqrt(signal + 0.02) * 0.5
+    signal += (
+        np.float32(sensor.noise) * _gray_noise(rng, signal.shape) * np.sqrt(signal + 0.02) * 0.5
+    )
     np.clip(signal, 0, 1, out=signal)
     return cv2.pow(signal, 1 / sensor.gamma)
 

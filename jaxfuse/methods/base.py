@@ -33,6 +33,8 @@ class Stage:
     """First step, counted over the whole run."""
     steps: int
     prepare: Prepare
+    prepare_validation: Prepare
+    """The same without anything random and without external patches."""
     objective: Objective
     tx: optax.GradientTransformation
     """Updates the modules this stage trains. The optimizer state has the same structure in all stages."""

@@ -7,8 +7,10 @@ of the fused image must stay close to its own blurred copy (`ops.augment`). Both
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -18,7 +20,7 @@ from jaxfuse.losses import decomposition, fusion, structure
 from jaxfuse.methods.base import Facts, Method, Objective, Prepare, Stage, per_module
 from jaxfuse.models import Model
 from jaxfuse.ops import align, augment, color
-from jaxfuse.shapes import Batch, Metrics, Params, PRNGKey, Scalar
+from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 
 DECOMPOSITION_WEIGHT = 2.0
 GRADIENT_WEIGHT_1 = 5.0
@@ -45,7 +47,7 @@ def learning_rate(config: CrossFuseConfig, steps_per_epoch: int) -> optax.Schedu
     """Halved every `halve_every_epochs` epochs of a module's own training, never below the floor."""
     every = max(1, round(config.halve_every_epochs * steps_per_epoch))
 
-    def schedule(count: Scalar) -> Scalar:
+    def schedule(count: Array) -> Array:
         rate = config.learning_rate * jnp.power(0.5, (count // every).astype(jnp.float32))
         return jnp.maximum(rate, config.learning_rate_floor)
 
@@ -182,22 +184,18 @@ def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
     steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
     steps2 = math.ceil(config.stage2_epochs * facts.steps_per_epoch)
     prepare = prepare_examples(config, facts.target_means)
+    plain = prepare_examples(dataclasses.replace(config, alignment="none", flips=False), None)
     stages = []
     if steps1:
-        stages.append(
-            Stage(
-                "reconstruction", 0, steps1, prepare, reconstruction_objective(model), per_module(transforms, stage1_modules)
-            )
-        )
+        objective = reconstruction_objective(model)
+        tx = per_module(transforms, stage1_modules)
+        stages.append(Stage("reconstruction", 0, steps1, prepare, plain, objective, tx))
     if steps2:
-        stages.append(
-            Stage("fusion", steps1, steps2, prepare, fusion_objective(model, config), per_module(transforms, modules))
-        )
+        objective = fusion_objective(model, config)
+        stages.append(Stage("fusion", steps1, steps2, prepare, plain, objective, per_module(transforms, modules)))
     return Method("crossfuse", model.init, tuple(stages), lambda params: params)
 
 
 def abstract_modules(model: Model) -> dict[str, object]:
     """Top-level modules of a network's parameters, without computing them."""
-    import jax
-
     return jax.eval_shape(model.init, jax.random.key(0))

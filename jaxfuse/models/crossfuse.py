@@ -75,7 +75,7 @@ class ChannelAttention(nnx.Module):
         expanded = conv1x1(x, self.expand[...][:, start:stop])
         return depthwise3x3(expanded, self.spatial[...][..., start:stop], self.compute)
 
-    def sums(self, x: Features, row_mask: Float[Array, "h"] | None = None) -> Sums:
+    def sums(self, x: Features, row_mask: Float[Array, " h"] | None = None) -> Sums:
         qk = self._local(x, 0, 2 * CHANNELS)
         if row_mask is not None:
             qk = qk * row_mask.astype(qk.dtype)[None, :, None, None]
@@ -161,7 +161,7 @@ class Block(nnx.Module):
             PairedFeedForward(compute) if long_scale else GatedFeedForward(2 * CHANNELS, compute)
         )
 
-    def sums(self, x: Features, row_mask: Float[Array, "h"] | None = None) -> Sums:
+    def sums(self, x: Features, row_mask: Float[Array, " h"] | None = None) -> Sums:
         return self.attention.sums(self.norm1(x), row_mask)
 
     def finish(self, x: Features, sums: Sums) -> Features:

@@ -99,6 +99,20 @@ def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     )
 
 
+@functools.cache
+def make_validation(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], Scalar]:
+    """The stage's loss on a batch without augmentation, external patches or gradient."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def evaluate(state: TrainState, batch: Batch) -> Scalar:
+        progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
+        examples, _ = stage.prepare_validation(batch, state.key, None)
+        return stage.objective(state.params, examples, state.key, progress, None)[0]
+
+    return jax.jit(evaluate, in_shardings=(replicated, rows), out_shardings=replicated)
+
+
 def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     """`update` under pmap over the mesh's devices: takes and gives what `make_jit_step` does.
 

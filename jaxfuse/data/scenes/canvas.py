@@ -8,6 +8,7 @@ front of the camera: x to the right, y up from the road, z away from the camera.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -64,6 +65,18 @@ class Layers(NamedTuple):
     """int32, 0 = no instance."""
 
 
+class _Shape(NamedTuple):
+    """Something to draw: `count` polygons of equal length, one after the other in `points`."""
+
+    target: np.ndarray
+    points: np.ndarray
+    count: int
+    number: int | Sequence[int]
+    wide: int = 0
+    """Width of a line in sub-pixels; 0 fills."""
+    closed: bool = False
+
+
 class Canvas:
     """Surface numbers at `SUB` times the wanted size. What is drawn later hides what was drawn before."""
 
@@ -82,6 +95,7 @@ class Canvas:
         """Ground warmed by what stands on it."""
         self.instances = 0
         self.ground_plane: Plane = (0.0, 1 / (focal * eye), -horizon / (focal * eye))
+        self._queue: list[_Shape] = []
         self._table: list[tuple[float, ...]] = []
         self.surface(BLACK, 0.0, SKY, (0.0, 0.0, 0.0))
 
@@ -118,48 +132,70 @@ class Canvas:
         return (1 / (self.focal * x), 0.0, -self.centre / (self.focal * x))
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Metres (..., 3) to column and row (..., 2) in pixels; pixel i covers i to i + 1."""
-        scale = self.focal / points[..., 2]
-        column = self.centre + points[..., 0] * scale
-        return np.stack([column, self.horizon + (self.eye - points[..., 1]) * scale], -1)
-
-    def _fixed(self, pixels: np.ndarray) -> np.ndarray:
-        scaled = (pixels * SUB - 0.5) * (1 << _SHIFT)
-        return np.rint(scaled.clip(-4e6, 4e6)).astype(np.int32)
+        """Metres (n, 3) to column and row (n, 2) in pixels; pixel i covers i to i + 1."""
+        pixels = np.empty((len(points), 2))
+        scale = self.focal / np.maximum(points[:, 2], NEAR)
+        np.multiply(points[:, 0], scale, out=pixels[:, 0])
+        np.multiply(self.eye - points[:, 1], scale, out=pixels[:, 1])
+        pixels += (self.centre, self.horizon)
+        return pixels
 
     def fill(self, points: np.ndarray, number: int) -> None:
-        """Fills one polygon (n, 3) given in metres; the part behind the camera is cut off."""
-        points = _clip_near(np.asarray(points, np.float64))
-        if len(points) > 2:
-            cv2.fillPoly(self.ids, [self._fixed(self.project(points))], number, shift=_SHIFT)
+        """Fills one polygon (n, 3)."""
+        self._queue.append(_Shape(self.ids, points, 1, number))
 
     def fill_many(self, points: np.ndarray, number: int) -> None:
-        """Fills polygons (k, n, 3) given in metres, all in front of the camera. Overlaps stay open."""
+        """Fills polygons (k, n, 3) with one number. Where they overlap they leave a hole."""
         if len(points):
-            outlines = list(self._fixed(self.project(points)))
-            cv2.fillPoly(self.ids, outlines, number, shift=_SHIFT)
+            self._queue.append(_Shape(self.ids, points.reshape(-1, 3), len(points), number))
 
     def fill_each(self, points: np.ndarray, numbers: Sequence[int]) -> None:
         """Fills convex polygons (k, n, 3) one after the other, each with its own number."""
-        for outline, number in zip(self._fixed(self.project(points)), numbers, strict=True):
-            cv2.fillConvexPoly(self.ids, outline, number, shift=_SHIFT)
+        self._queue.append(_Shape(self.ids, points.reshape(-1, 3), len(points), numbers))
 
     def stroke(self, points: np.ndarray, metres: float, number: int, closed: bool = False) -> None:
         """Draws a line (n, 3) that is `metres` wide, at least one sub-pixel."""
-        wide = max(1, round(SUB * self.focal * metres / float(points[..., 2].mean())))
-        outline = self._fixed(self.project(points))
-        cv2.polylines(self.ids, [outline], closed, number, wide, shift=_SHIFT)
+        wide = max(1, round(SUB * self.focal * metres / float(points[:, 2].mean())))
+        self._queue.append(_Shape(self.ids, points, 1, number, wide, closed))
 
     def shade(self, mask: np.ndarray, ground: np.ndarray, level: int = 255) -> None:
         """Marks a polygon (n, 2) of x, z on the ground in one of the ground masks."""
-        points = np.column_stack([ground[:, 0], np.zeros(len(ground)), ground[:, 1]])
-        points = _clip_near(points)
-        if len(points) > 2:
-            pixels = (self.project(points) - 0.5).clip(-1e5, 1e5) * (1 << _SHIFT)
-            cv2.fillPoly(mask, [np.rint(pixels).astype(np.int32)], level, cv2.LINE_AA, _SHIFT)
+        points = np.zeros((len(ground), 3))
+        points[:, [0, 2]] = ground
+        self._queue.append(_Shape(mask, points, 1, level))
+
+    def _draw(self) -> None:
+        """Draws the queue in order. One projection for all points: many small ones are slow."""
+        points = np.concatenate([shape.points for shape in self._queue])
+        starts = np.cumsum([0] + [len(shape.points) for shape in self._queue])
+        nearest = np.minimum.reduceat(points[:, 2], starts[:-1])
+        pixels = self.project(points)
+        fixed = {scale: _fixed(pixels, scale) for scale in (1, SUB)}
+        for shape, start, near in zip(self._queue, starts, nearest, strict=False):
+            scale, line = (SUB, cv2.LINE_8) if shape.target is self.ids else (1, cv2.LINE_AA)
+            if near < NEAR:
+                whole = shape.points.reshape(shape.count, -1, 3)
+                cut = [part for part in map(_clip_near, whole) if len(part) > 2]
+                outlines = [_fixed(self.project(part), scale) for part in cut]
+            else:
+                here = fixed[scale][start : start + len(shape.points)]
+                outlines = list(here.reshape(shape.count, -1, 2))
+            number = shape.number
+            if not isinstance(number, int):
+                for outline, each in zip(outlines, number, strict=True):
+                    cv2.fillConvexPoly(shape.target, outline, each, line, _SHIFT)
+            elif shape.wide:
+                cv2.polylines(
+                    shape.target, outlines, shape.closed, number, shape.wide, line, _SHIFT
+                )
+            elif outlines:
+                cv2.fillPoly(shape.target, outlines, number, line, _SHIFT)
+        self._queue.clear()
 
     def layers(self) -> Layers:
-        """Looks everything up."""
+        """Draws what is queued and looks everything up."""
+        if self._queue:
+            self._draw()
         table = np.array(self._table, np.float32)
         size = (self.width, self.height)
 
@@ -194,6 +230,11 @@ class Canvas:
         )
 
 
+def _fixed(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """Pixels to OpenCV's fixed-point coordinates, whose whole numbers are pixel centres."""
+    return np.rint(((pixels * scale - 0.5) * (1 << _SHIFT)).clip(-4e6, 4e6)).astype(np.int32)
+
+
 def _clip_near(points: np.ndarray) -> np.ndarray:
     """The part of a polygon (n, 3) in front of `NEAR`."""
     inside = points[:, 2] >= NEAR
@@ -210,26 +251,31 @@ def _clip_near(points: np.ndarray) -> np.ndarray:
     return np.array(kept).reshape(-1, 3)
 
 
-def limbs(
-    start: np.ndarray, end: np.ndarray, thick: np.ndarray, thin: np.ndarray, corners: int = 5
-) -> np.ndarray:
-    """Outlines (n, 2 corners, 2) of rounded bars from start to end (n, 2), radii thick and thin (n,)."""
+@lru_cache(maxsize=64)
+def ring(radius: float, corners: int) -> np.ndarray:
+    """Corners (n, 2) of a regular polygon around the origin."""
+    angle = np.arange(corners) * (2 * np.pi / corners)
+    outline = radius * np.stack([np.cos(angle), np.sin(angle)], -1)
+    outline.flags.writeable = False
+    return outline
+
+
+def limbs(bars: np.ndarray, corners: int = 5) -> np.ndarray:
+    """Outlines (n, 2 corners, 2) of rounded bars (n, 6): start (2), end (2), radius at each."""
+    start, end = bars[:, 0:2], bars[:, 2:4]
     along = end - start
     turn = np.arctan2(along[:, 1], along[:, 0])[:, None]
-    arc = np.linspace(np.pi / 2, 3 * np.pi / 2, corners)
-    back, front = turn + arc, turn + arc + np.pi
-    cap0 = start[:, None] + thick[:, None, None] * np.stack([np.cos(back), np.sin(back)], -1)
-    cap1 = end[:, None] + thin[:, None, None] * np.stack([np.cos(front), np.sin(front)], -1)
-    return np.concatenate([cap0, cap1], 1)
+    back = turn + (np.pi / 2 + np.arange(corners) * (np.pi / (corners - 1)))
+    cap = np.stack([np.cos(back), np.sin(back)], -1)
+    return np.concatenate(
+        [start[:, None] + bars[:, 4, None, None] * cap, end[:, None] - bars[:, 5, None, None] * cap], 1
+    )
 
 
 def standing(outlines: np.ndarray, x: float, z: float) -> np.ndarray:
-    """Places flat outlines (..., 2) of metres right and up in the upright plane at x, z."""
-    right, up = outlines[..., 0] + x, outlines[..., 1]
-    return np.stack([right, up, np.full_like(right, z)], -1)
-
-
-def ring(radius: float, corners: int, phase: float = 0.0) -> np.ndarray:
-    """Corners (n, 2) of a regular polygon around the origin."""
-    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False) + phase
-    return radius * np.stack([np.cos(angle), np.sin(angle)], -1)
+    """Places flat outlines (..., 2), metres right and up, in the upright plane at x, z."""
+    placed = np.empty((*outlines.shape[:-1], 3))
+    placed[..., :2] = outlines
+    placed[..., 0] += x
+    placed[..., 2] = z
+    return placed

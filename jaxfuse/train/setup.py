@@ -1,0 +1,133 @@
+"""From a config to what the loop needs: the run folder, the data, the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxfuse import __version__
+from jaxfuse import methods, models
+from jaxfuse.config import ConfigError, Experiment, UserError, changed_fields, load_json, to_json
+from jaxfuse.data.patches import PatchIndex
+from jaxfuse.data.pipeline import Pipeline, validation_batches
+from jaxfuse.data.sources import open_source
+from jaxfuse.methods import Facts, Method
+from jaxfuse.methods.external import Selection, select, target_means
+from jaxfuse.models import Model
+
+FORMAT = 1
+"""Raised when a run folder of before can no longer be continued."""
+
+
+class RunFolderError(UserError, ValueError):
+    """A run folder that cannot be used; the message names it and the remedy."""
+
+
+def open_folder(folder: Path, experiment: Experiment) -> bool:
+    """Makes a new run folder, or checks that an existing one may be continued; tells which (True: continue).
+
+    Raises RunFolderError for a folder of another version or of something else, and for a changed config, naming the
+    first field that differs.
+    """
+    marker, config = folder / "run.json", folder / "config.json"
+    if marker.exists():
+        try:
+            found = json.loads(marker.read_text(encoding="utf8"))
+        except ValueError:
+            found = {}
+        if found.get("format") != FORMAT:
+            raise RunFolderError(
+                f"{folder}: written by jaxfuse {found.get('jaxfuse', 'unknown')} (run format {found.get('format')}), this is "
+                f"{__version__} (run format {FORMAT}): continue it with that version, or name another folder"
+            )
+        changed = changed_fields(load_json(config), experiment)
+        if changed:
+            name, old, new = changed[0]
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise RunFolderError(
+                f"{folder}: this run has {name} = {old!r}, now asked for {new!r}{more}: set it back to continue, "
+                "or name another folder"
+            )
+        return True
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder}: not empty and not a run of jaxfuse: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(config, to_json(experiment))
+    # Written last: a folder with a marker has a config.
+    _write(marker, json.dumps({"format": FORMAT, "jaxfuse": __version__}) + "\n")
+    return False
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf8")
+    os.replace(temporary, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run learns from, opened."""
+
+    pipeline: Pipeline
+    facts: Facts
+    validation: list[dict[str, np.ndarray]]
+    selection: Selection | None
+    """What offline alignment kept, where it is used."""
+
+
+def open_data(experiment: Experiment) -> Data:
+    """Opens the sets, runs offline alignment, builds the pipeline. Raises DataError or ConfigError."""
+    data, method, train = experiment.data, experiment.method, experiment.train
+    target = open_source(data.target)
+    extra = pool = selection = means = None
+    if method.alignment != "none":
+        external = open_source(data.external)
+        if method.alignment == "offline":
+            selection = select(target, external, data, method.top_k)
+            extra = (selection.visible, selection.infrared)
+        else:
+            pool = external
+            means = tuple(float(m) for m in target_means(target, data))
+            available = len(PatchIndex(external, data.patch_size, data.stride))
+            if method.pool > available:
+                raise ConfigError(
+                    f"method.pool = {method.pool}, but the external set has {available} patches: "
+                    "lower method.pool or data.stride, or add images"
+                )
+    pipeline = Pipeline(
+        target,
+        config=data,
+        batch_size=train.batch_size,
+        seed=experiment.seed,
+        extra=extra,
+        pool=pool,
+        pool_size=method.pool,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=data.cache_mib << 20,
+    )
+    validation: list[dict[str, np.ndarray]] = []
+    if data.validation.kind != "none":
+        validation = validation_batches(
+            open_source(data.validation),
+            data.patch_size,
+            data.stride,
+            train.batch_size,
+            threads=data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    facts = Facts(train.steps_per_epoch or pipeline.steps_per_epoch, means)
+    return Data(pipeline, facts, validation, selection)
+
+
+def build(experiment: Experiment, facts: Facts) -> tuple[Model, Method]:
+    """The network and the way to train it."""
+    config = experiment.model
+    model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
+    return model, methods.build(experiment.method, model, facts)
