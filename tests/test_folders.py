@@ -83,6 +83,12 @@ def test_pickled_pairs_read_the_same(root: Path) -> None:
     assert pairs[1].infrared.min() == 0 and pairs[1].infrared.max() == 1
 
 
+def test_endings_in_capitals(root: Path) -> None:
+    put(root / "ir" / "D.PNG")
+    put(root / "vi" / "D.Jpg", mode="RGB")
+    assert open_folders(str(root)).stems == ("D", "a", "b.2", "c")
+
+
 def test_litter_is_passed_over(root: Path) -> None:
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._a.png", "notes.txt"):
         (root / "ir" / name).write_bytes(b"x")

@@ -473,7 +473,8 @@ def test_half_empty_downloads_are_refused(tmp_path: Path, rng: np.random.Generat
             path = tmp_path / name
             half = len(whole) // 2
             path.write_bytes(whole[:half] + bytes(len(whole) - half))
-            with pytest.raises(DataError, match=r"truncated|damaged"):
+            # Found before decoding: OpenCV 4 takes such JPEGs and fills them with gray.
+            with pytest.raises(DataError, match=r"no end of image|checksum"):
                 decode(path)
 
 

@@ -151,7 +151,7 @@ def _images(given: str, root: str, names: tuple[str, ...], role: str) -> Listing
     elif not root:
         raise FileError("", f"no {role} folder given", "give a root, or both folders")
     elif not Path(root).is_dir():
-        raise FileError(root, "no such folder", f"give a folder that holds {names[0]}/")
+        raise FileError(root, "no such folder", "give a folder that holds ir/ and vi/")
     else:
         folder = _find(Path(root), names, role)
     if not folder.is_dir():

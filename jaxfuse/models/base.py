@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxfuse.shapes import Array, Features, Gray, Params, PRNGKey
@@ -24,24 +25,38 @@ class Fused(NamedTuple):
     """Named intermediates that losses need; their names are stated by the network."""
 
 
+Program: TypeAlias = Callable[[Params, tuple, tuple, Array], tuple[tuple, tuple]]
+"""(params, windows, sums, mask (h, w)) -> (windows written, partial sums), in the order a `Pass` names them.
+
+A window edge that is an edge of the image is padded as the image is. The mask is 1 where the window's pixels count in
+its sums. Sums are pytrees of arrays with a leading batch axis.
+"""
+
+
 class Pass(NamedTuple):
     """One sweep over a large image: local work between two sums over all pixels.
 
-    A sweep cuts its input maps into windows of whole rows, `halo` rows of which overlap the neighbours on either
-    side, calls `run` on each, keeps the rows a window is responsible for and adds up the sums. Running every pass
-    over windows gives what `Model.apply` gives on the whole image, because every operation that is not local
-    is a sum over pixels. `docs/adr/0007` says why.
+    A sweep cuts its input maps into windows that overlap their neighbours by `halo` pixels on either side, calls
+    `program` on each, keeps the pixels a window is responsible for and adds up the sums. Running every pass over
+    windows gives what `Model.apply` gives on the whole image, because every operation that is not local is a sum
+    over pixels. `docs/adr/0007` says why.
     """
 
     name: str
+    program: Program
+    """What is done to a window. Passes that differ in parameters only have the same one: it compiles once."""
+    params: Callable[[Params], Params]
+    """Model parameters -> the part that the program takes."""
     reads: tuple[str, ...]
     """Maps read; "visible" and "infrared" are the inputs, (b, h, w, 1)."""
-    writes: dict[str, int]
-    """Maps written, with their channels. A map may be read and written in the same pass."""
+    needs: tuple[str, ...]
+    """Sums that passes before this one gave."""
+    writes: dict[str, tuple[int, np.dtype]]
+    """Maps written, with channels and dtype; the last pass writes "image". A map may be read and written."""
+    gives: tuple[str, ...]
+    """Sums given."""
     halo: int
-    """Rows on either side that influence a row: the number of 3x3 convolutions in the pass."""
-    run: Callable[[Params, dict[str, Array], dict[str, Array], Array], tuple[dict, dict]]
-    """(params, windows, sums, row_mask (h,)) -> (windows written, partial sums by name)."""
+    """Pixels to either side that influence a pixel: the number of 3x3 convolutions in the pass."""
 
 
 @dataclasses.dataclass(frozen=True)

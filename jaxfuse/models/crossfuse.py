@@ -11,6 +11,7 @@ The attention is over channels: its 8x8 matrices are sums over pixels. Every blo
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -75,10 +76,10 @@ class ChannelAttention(nnx.Module):
         expanded = conv1x1(x, self.expand[...][:, start:stop])
         return depthwise3x3(expanded, self.spatial[...][..., start:stop], self.compute)
 
-    def sums(self, x: Features, row_mask: Float[Array, " h"] | None = None) -> Sums:
+    def sums(self, x: Features, mask: Float[Array, "h w"] | None = None) -> Sums:
         qk = self._local(x, 0, 2 * CHANNELS)
-        if row_mask is not None:
-            qk = qk * row_mask.astype(qk.dtype)[None, :, None, None]
+        if mask is not None:
+            qk = qk * mask.astype(qk.dtype)[None, :, :, None]
         b, h, w, _ = qk.shape
         flat = qk.reshape(b, h * w, 2 * CHANNELS)
         q, k = flat[..., :CHANNELS], flat[..., CHANNELS:]
@@ -161,8 +162,8 @@ class Block(nnx.Module):
             PairedFeedForward(compute) if long_scale else GatedFeedForward(2 * CHANNELS, compute)
         )
 
-    def sums(self, x: Features, row_mask: Float[Array, " h"] | None = None) -> Sums:
-        return self.attention.sums(self.norm1(x), row_mask)
+    def sums(self, x: Features, mask: Float[Array, "h w"] | None = None) -> Sums:
+        return self.attention.sums(self.norm1(x), mask)
 
     def finish(self, x: Features, sums: Sums) -> Features:
         x = x + self.attention.finish(self.norm1(x), sums)
@@ -261,6 +262,20 @@ class Encoder(nnx.Module):
         return self.low(x), self.high(x)
 
 
+def reduced(reduce: Float[Array, "i o"], low: Features, high: Features) -> Features:
+    """The 1x1 convolution of (low, high) that the decoder starts with."""
+    return conv1x1(low, reduce[:CHANNELS]) + conv1x1(high, reduce[CHANNELS:])
+
+
+def to_image(
+    narrow: Float[Array, "3 3 i m"], output: Float[Array, "3 3 m 1"], features: Features, base: Gray
+) -> Gray:
+    """The decoder's end: 3x3, LeakyReLU, 3x3, the image it belongs to added, sigmoid."""
+    y = jax.nn.leaky_relu(conv3x3(features, narrow), 0.01)
+    y = conv3x3(y, output).astype(jnp.float32)
+    return jax.nn.sigmoid(y + base)
+
+
 class Decoder(nnx.Module):
     """(low, high) features and the image they belong to -> an image in (0, 1)."""
 
@@ -270,17 +285,9 @@ class Decoder(nnx.Module):
         self.narrow = weight(3, 3, CHANNELS, CHANNELS // 2, fan_in=9 * CHANNELS)
         self.output = weight(3, 3, CHANNELS // 2, 1, fan_in=9 * CHANNELS // 2)
 
-    def reduced(self, low: Features, high: Features) -> Features:
-        return conv1x1(low, self.reduce[...][:CHANNELS]) + conv1x1(high, self.reduce[...][CHANNELS:])
-
-    def image(self, features: Features, base: Gray) -> Gray:
-        y = jax.nn.leaky_relu(conv3x3(features, self.narrow[...]), 0.01)
-        y = conv3x3(y, self.output[...]).astype(jnp.float32)
-        return jax.nn.sigmoid(y + base)
-
     def __call__(self, base: Gray, low: Features, high: Features) -> tuple[Gray, Features]:
-        features = self.blocks(self.reduced(low, high))
-        return self.image(features, base), features
+        features = self.blocks(reduced(self.reduce[...], low, high))
+        return to_image(self.narrow[...], self.output[...], features, base), features
 
 
 class CrossFuse(nnx.Module):
@@ -347,72 +354,89 @@ def create(compute: Compute) -> Model:
         check(visible, infrared)
         return bind(params).reconstruct(visible, infrared)
 
-    return Model("crossfuse", init, apply, reconstruct, _passes(bind))
+    return Model("crossfuse", init, apply, reconstruct, _passes(compute))
 
 
-def _passes(bind) -> tuple[Pass, ...]:
+def _passes(compute: Compute) -> tuple[Pass, ...]:
     """The network as sweeps, each of which finishes one block and sums for the next."""
-    passes: list[Pass] = []
+    restormer = functional(Block(False, compute))[1]
+    long_scale = functional(Block(True, compute))[1]
+    node = functional(CouplingNode(compute))[1]
 
-    def add(name: str, reads: tuple[str, ...], writes: dict[str, int], halo: int, run) -> None:
-        passes.append(Pass(name, reads, writes, halo, run))
+    def embed(params, image):
+        return conv3x3(compute.cast(image), params["embed"])
 
-    for source in ("visible", "infrared"):
-        last = source == "infrared"
+    def nodes(params, x):
+        for i in range(len(params)):
+            x = node(params[f"at{i}"])(x)
+        return x
 
-        def first(params, maps, sums, mask, source=source):
-            encoder = bind(params).encoder
-            x = encoder.embedded(maps[source])
-            return {}, {f"{source}0": encoder.blocks[0].sums(x, mask)}
+    def first_sums(params, maps, sums, mask):
+        return (), (restormer(params["next"]).sums(embed(params, maps[0]), mask),)
 
-        def second(params, maps, sums, mask, source=source):
-            encoder = bind(params).encoder
-            x = encoder.blocks[0].finish(encoder.embedded(maps[source]), sums[f"{source}0"])
-            return {"x": x}, {f"{source}1": encoder.blocks[1].sums(x, mask)}
+    def first_block(params, maps, sums, mask):
+        x = restormer(params["block"]).finish(embed(params, maps[0]), sums[0])
+        return (x,), (restormer(params["next"]).sums(x, mask),)
 
-        add(f"encode {source} 0", (source,), {}, 2, first)
-        add(f"encode {source} 1", (source,), {"x": CHANNELS}, 4, second)
-        for i in range(1, ENCODER_BLOCKS):
+    def block(params, maps, sums, mask):
+        x = restormer(params["block"]).finish(maps[0], sums[0])
+        return (x,), (restormer(params["next"]).sums(x, mask),)
 
-            def middle(params, maps, sums, mask, source=source, i=i):
-                encoder = bind(params).encoder
-                x = encoder.blocks[i].finish(maps["x"], sums[f"{source}{i}"])
-                following = encoder.blocks[i + 1] if i + 1 < ENCODER_BLOCKS else encoder.low
-                return {"x": x}, {f"{source}{i + 1}": following.sums(x, mask)}
+    def last_block(params, maps, sums, mask):
+        x = restormer(params["block"]).finish(maps[0], sums[0])
+        return (x,), (long_scale(params["next"]).sums(x, mask),)
 
-            add(f"encode {source} {i + 1}", ("x",), {"x": CHANNELS}, 3, middle)
+    def branches(params, maps, sums, mask):
+        low = long_scale(params["low"]).finish(maps[0], sums[0])
+        return (low, nodes(params["high"], maps[0])), ()
 
-        def branches(params, maps, sums, mask, source=source, last=last):
-            net = bind(params)
-            low = net.encoder.low.finish(maps["x"], sums[f"{source}{ENCODER_BLOCKS}"])
-            high = net.encoder.high(maps["x"])
-            if not last:
-                return {"low": low, "high": high}, {}
-            low, high = maps["low"] + low, maps["high"] + high
-            return {"low": low, "high": high}, {"low": net.fuse_low.sums(low, mask)}
-
-        reads = ("x", "low", "high") if last else ("x",)
-        add(f"branches {source}", reads, {"low": CHANNELS, "high": CHANNELS}, 2 * ENCODER_NODES, branches)
+    def branches_added(params, maps, sums, mask):
+        (low, high), _ = branches(params, maps[:1], sums, mask)
+        low, high = maps[1] + low, maps[2] + high
+        return (low, high), (long_scale(params["next"]).sums(low, mask),)
 
     def fuse(params, maps, sums, mask):
-        net = bind(params)
-        x = net.decoder.reduced(net.fuse_low.finish(maps["low"], sums["low"]), net.fuse_high(maps["high"]))
-        return {"x": x}, {"decoder0": net.decoder.blocks[0].sums(x, mask)}
-
-    add("fuse", ("low", "high"), {"x": CHANNELS}, 3, fuse)
-    for i in range(DECODER_BLOCKS - 1):
-
-        def decode(params, maps, sums, mask, i=i):
-            blocks = bind(params).decoder.blocks
-            x = blocks[i].finish(maps["x"], sums[f"decoder{i}"])
-            return {"x": x}, {f"decoder{i + 1}": blocks[i + 1].sums(x, mask)}
-
-        add(f"decode {i}", ("x",), {"x": CHANNELS}, 3, decode)
+        low = long_scale(params["low"]).finish(maps[0], sums[0])
+        x = reduced(params["reduce"], low, nodes(params["high"], maps[1]))
+        return (x,), (restormer(params["next"]).sums(x, mask),)
 
     def output(params, maps, sums, mask):
-        decoder = bind(params).decoder
-        features = decoder.blocks[DECODER_BLOCKS - 1].finish(maps["x"], sums[f"decoder{DECODER_BLOCKS - 1}"])
-        return {"image": decoder.image(features, maps["visible"])}, {}
+        features = restormer(params["block"]).finish(maps[0], sums[0])
+        return (to_image(params["narrow"], params["output"], features, maps[1]),), ()
 
-    add("output", ("x", "visible"), {"image": 1}, 4, output)
+    passes: list[Pass] = []
+
+    def add(program, name, halo, reads, needs, writes, gives, **parts: str) -> None:
+        def select(params: Params) -> Params:
+            return {key: functools.reduce(dict.__getitem__, path.split("/"), params) for key, path in parts.items()}
+
+        passes.append(Pass(name, program, select, reads, needs, writes, gives, halo))
+
+    features = (CHANNELS, jnp.dtype(compute.dtype))
+    x, both = {"x": features}, {"low": features, "high": features}
+    low, high, first = "encoder/low", "encoder/high", "encoder/embed"
+    at = [f"encoder/blocks/at{i}" for i in range(ENCODER_BLOCKS)]
+    for source in ("visible", "infrared"):
+        name = f"encode {source}"
+        of = [(f"{source}{i}",) for i in range(ENCODER_BLOCKS + 1)]
+        add(first_sums, f"{name} 0", 2, (source,), (), {}, of[0], embed=first, next=at[0])
+        add(first_block, f"{name} 1", 4, (source,), of[0], x, of[1], embed=first, block=at[0], next=at[1])
+        for i in range(1, ENCODER_BLOCKS - 1):
+            add(block, f"{name} {i + 1}", 3, ("x",), of[i], x, of[i + 1], block=at[i], next=at[i + 1])
+        add(last_block, f"{name} {ENCODER_BLOCKS}", 3, ("x",), of[-2], x, of[-1], block=at[-1], next=low)
+        name, halo = f"branches {source}", 2 * ENCODER_NODES
+        if source == "visible":
+            add(branches, name, halo, ("x",), of[-1], both, (), low=low, high=high)
+        else:
+            reads = ("x", "low", "high")
+            add(branches_added, name, halo, reads, of[-1], both, ("low",), low=low, high=high, next="fuse_low")
+
+    at = [f"decoder/blocks/at{i}" for i in range(DECODER_BLOCKS)]
+    of = [(f"decoder{i}",) for i in range(DECODER_BLOCKS)]
+    parts = {"low": "fuse_low", "high": "fuse_high", "reduce": "decoder/reduce", "next": at[0]}
+    add(fuse, "fuse", 3, ("low", "high"), ("low",), x, of[0], **parts)
+    for i in range(DECODER_BLOCKS - 1):
+        add(block, f"decode {i}", 3, ("x",), of[i], x, of[i + 1], block=at[i], next=at[i + 1])
+    parts = {"block": at[-1], "narrow": "decoder/narrow", "output": "decoder/output"}
+    add(output, "output", 4, ("x", "visible"), of[-1], {"image": (1, jnp.dtype("float32"))}, (), **parts)
     return tuple(passes)

@@ -1,7 +1,8 @@
 """Made-up street scenes: what is where, how warm it is, and what light falls on it.
 
-`canvas` draws numbered surfaces, `street` lays out ground, `buildings`, `people`, `cars` and `roadside` draw
-what stands on it, `traffic` says where, `weather` and `light` turn it all into light and warmth.
+`canvas` draws numbered surfaces; `street` plans a street and its ground; `buildings`, `people`,
+`cars` and `roadside` draw what stands there and `traffic` says where; `weather` and `light` turn it
+all into light and warmth.
 """
 
 from __future__ import annotations

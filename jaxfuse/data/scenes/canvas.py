@@ -1,8 +1,8 @@
-"""A drawing board for made-up scenes: one map of surface numbers, one table of what each surface is.
+"""A drawing board for made-up scenes: one map of surface numbers, one table of surfaces.
 
-Everything a camera could see of a scene (colour, temperature, light given off, distance, class, instance) is
-looked up in the same map of numbers, so all of it is registered by construction. Coordinates are metres in
-front of the camera: x to the right, y up from the road, z away from the camera.
+Everything a camera could see of a scene (colour, temperature, light given off, distance, class,
+instance) is looked up in the same map of numbers, so all of it is registered by construction.
+Coordinates are metres: x to the right of the camera, y up from the road, z away from the camera.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHIFT = 3
 BLACK = (0.0, 0.0, 0.0)
 
 Plane = tuple[float, float, float]
-Colour = Sequence[float]
+Colour = Sequence[float] | np.ndarray
 
 
 class Layers(NamedTuple):
@@ -78,7 +78,7 @@ class _Shape(NamedTuple):
 
 
 class Canvas:
-    """Surface numbers at `SUB` times the wanted size. What is drawn later hides what was drawn before."""
+    """Surface numbers at `SUB` times the wanted size. What is drawn later hides the earlier."""
 
     def __init__(
         self, height: int, width: int, focal: float, horizon: float, centre: float, eye: float
@@ -268,14 +268,18 @@ def limbs(bars: np.ndarray, corners: int = 5) -> np.ndarray:
     back = turn + (np.pi / 2 + np.arange(corners) * (np.pi / (corners - 1)))
     cap = np.stack([np.cos(back), np.sin(back)], -1)
     return np.concatenate(
-        [start[:, None] + bars[:, 4, None, None] * cap, end[:, None] - bars[:, 5, None, None] * cap], 1
+        [
+            start[:, None] + bars[:, 4, None, None] * cap,
+            end[:, None] - bars[:, 5, None, None] * cap,
+        ],
+        1,
     )
 
 
-def standing(outlines: np.ndarray, x: float, z: float) -> np.ndarray:
-    """Places flat outlines (..., 2), metres right and up, in the upright plane at x, z."""
+def standing(outlines: np.ndarray, x: float, z: float, up: float = 0.0) -> np.ndarray:
+    """Places flat outlines (..., 2), metres right and up, in the upright plane at x, up, z."""
     placed = np.empty((*outlines.shape[:-1], 3))
     placed[..., :2] = outlines
-    placed[..., 0] += x
+    placed[..., :2] += (x, up)
     placed[..., 2] = z
     return placed

@@ -1,7 +1,7 @@
 """Cars: an outline seen from the side, drawn out to the car's width, with glass, lamps and wheels.
 
-A thermal camera sees cool glass and roofs (they mirror the cold sky) and, on a car that runs, a hot bonnet,
-grille, wheels, exhaust and road below.
+A thermal camera sees cool glass and roofs (they mirror the cold sky) and, on a car that runs, a hot
+bonnet, grille, wheels, exhaust and road below.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PAINTS = (
 )
 RUBBER = (0.025, 0.025, 0.027)
 
-# Metres along (rear to front) and up of the outline's corners: sill, tail, foot of the rear window, both ends
-# of the roof, foot of the windscreen, edge of the bonnet, sill.
+# Metres along (rear to front) and up of the outline's corners: sill, tail, foot of the rear window,
+# both ends of the roof, foot of the windscreen, edge of the bonnet, sill.
 _SALOON = "-2.2 .3 -2.2 .92 -1.5 1 -.85 1.42 .3 1.44 1 .98 2.1 .76 2.2 .3"
 _HATCH = "-1.9 .3 -1.95 .95 -1.9 1 -1.45 1.46 .25 1.5 1 1 1.85 .8 1.95 .3"
 _SUV = "-2.2 .35 -2.25 1.05 -2.2 1.1 -1.9 1.7 .15 1.75 .9 1.15 2.1 .98 2.2 .35"
@@ -86,9 +86,7 @@ def car(
     place, (s, c) = np.array([x, 0.0, z]), (np.sin(yaw), np.cos(yaw))
     axes = np.array([(s, 0, c), (0, 1, 0), (c, 0, -s)])
     along, up = outline.T
-    sides = [
-        place + np.column_stack([along, up, half * sign * _WIDTHS]) @ axes for sign in (-1, 1)
-    ]
+    sides = [place + np.column_stack([along, up, half * sign * _WIDTHS]) @ axes for sign in (-1, 1)]
     body = _Body(place, axes, half, sides[0], sides[1], bool(outline[2, 1] > 1.15))
     _on_ground(canvas, setting, body, running)
 
@@ -119,14 +117,16 @@ def car(
             _flank(canvas, body, face - NOSE - 1, part(tone, 1.5 + 4 * lit, 0.85 * lit), glass)
             _wheels(canvas, body, face - NOSE - 1, rubber, hub)
             continue
-        warm = {ROOF: -3.0, BONNET: engine, NOSE: 0.6 * engine, TAIL: 0.15 * engine}.get(face, 0)
+        warm = {ROOF: -3.0, BONNET: 0.8 * engine, NOSE: 0.6 * engine, TAIL: 0.15 * engine}.get(
+            face, 0
+        )
         dull = 0.6 if face in (TAIL, NOSE) and not lit else 0.9
         canvas.fill(quad, part(dull * tone, 1.5 + warm + 4 * lit, lit))
         if face in (REAR_WINDOW, WINDSCREEN):
             pane = part(glass_tone, -3.0, 0.25 * lit) if lit else glass
             canvas.fill(_share(0.06, 0.94, 0.08, 0.92) @ quad, pane)
         elif face == TAIL:
-            glow = (2.6 if brake else 0.9) * (1.0 if setting.night else 0.25) * running
+            glow = (2.6 if brake else 0.9) * (1.0 if setting.night else 0.1) * running
             red = part((0.35, 0.01, 0.01), 3, 0, (glow, 0.04 * glow, 0.02 * glow))
             bumper = part((0.03, 0.03, 0.03), 2 + 0.4 * engine)
             canvas.fill(_share(0.02, 0.98, 0.0, 0.22) @ quad, bumper)
@@ -139,7 +139,9 @@ def car(
             # This strip runs from the bonnet's edge down to the sill.
             beam = (13.0 if setting.night else 0.8) * running
             white = part((0.5, 0.5, 0.5), 2 + 0.8 * engine, 0, tuple(beam * k for k in COOL_WHITE))
-            canvas.fill(_share(0.26, 0.74, 0.12, 0.5) @ quad, part((0.02, 0.02, 0.02), 1.3 * engine))
+            canvas.fill(
+                _share(0.26, 0.74, 0.12, 0.5) @ quad, part((0.02, 0.02, 0.02), 1.3 * engine)
+            )
             canvas.fill(_share(0.04, 0.2, 0.2, 0.55) @ quad, white)
             canvas.fill(_share(0.8, 0.96, 0.2, 0.55) @ quad, white)
             canvas.fill(_share(0.38, 0.62, 0.62, 0.84) @ quad, part((0.6, 0.6, 0.55), 0))
@@ -164,9 +166,7 @@ def _on_ground(canvas: Canvas, setting: Setting, body: _Body, running: bool) -> 
     lay_shadow(canvas, setting, np.vstack([body.left[2:6], body.right[5:1:-1]]))
 
 
-def _facing(
-    canvas: Canvas, setting: Setting, body: _Body
-) -> list[tuple[int, np.ndarray, float]]:
+def _facing(canvas: Canvas, setting: Setting, body: _Body) -> list[tuple[int, np.ndarray, float]]:
     """Faces the camera sees, far ones first: number, corners (4, 3), cosine of the sun's angle.
 
     0 to 6 are the strips across the car, 7 and 8 its left and right cabin.

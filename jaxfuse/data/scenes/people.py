@@ -1,6 +1,7 @@
 """People, on foot and on bicycles.
 
-Skin reads near 32 degrees in a thermal camera; clothes lie between skin and air, shoes and bags near air.
+Skin reads near 32 degrees in a thermal camera; clothes lie between skin and air, shoes and bags
+near air.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Point = tuple[float, float]
 
 
 class _Pose:
-    """Joints of a figure, in shares of its height: right of and above the point between its feet."""
+    """Joints of a figure, in shares of its height, right of and above the point at its feet."""
 
     def __init__(self, rng: np.random.Generator, riding: float) -> None:
         self.heading = riding or float(rng.choice((-1.0, -0.6, 0.12, 0.6, 1.0)))
@@ -161,8 +162,8 @@ def bicycle(
     frame = part(FRAMES[rng.integers(len(FRAMES))], warm)
     stretch = (turn, 1.0)
     for hub in (-0.52, 0.53):
-        wheel = (ring(0.33, 16) + (hub, 0.34)) * stretch
-        canvas.stroke(standing(wheel, x, z), 0.045, tyre, closed=True)
+        wheel = standing(ring(0.33, 16) * stretch, x + hub * turn, z, 0.34)
+        canvas.stroke(wheel, 0.045, tyre, closed=True)
     for ends in _TUBES:
         line = np.array([_JOINTS[end] for end in ends]) * stretch
         canvas.stroke(standing(line, x, z), 0.035, frame)
@@ -170,7 +171,7 @@ def bicycle(
         canvas.stroke(standing(np.array(bar) * stretch, x, z), 0.06, black)
     if ridden and setting.night:
         lamp = part((0.5, 0.5, 0.5), warm + 6, tuple(6 * c for c in COOL_WHITE))
-        canvas.fill(standing(ring(0.05, 6) + (0.5 * turn, 0.85), x, z), lamp)
+        canvas.fill(standing(ring(0.05, 6), x + 0.5 * turn, z, 0.85), lamp)
     lay_shadow(canvas, setting, standing(_LEAN * stretch, x, z))
     canvas.shade(canvas.contact, ring(1.0, 10) * (0.6 * abs(turn) + 0.1, 0.2) + (x, z), 120)
     if ridden:

@@ -34,18 +34,22 @@ def tree(canvas: Canvas, setting: Setting, rng: np.random.Generator, x: float, z
         ripple=0.6,
     )
     stem = np.array([(0, 0, lean, crown, trunk, 0.55 * trunk)])
-    shadow = standing(limbs(stem, 3)[0], x, z)
+    trunk_only = standing(limbs(stem, 2)[0], x, z)
     if rng.random() < 0.2:
-        bars = np.vstack([stem, _branches(rng, lean, crown, height, trunk)])
+        stem[0, 2:4] = (0.4 * lean, 0.38 * height)
+        bars = _branches(rng, 0.4 * lean, 0.38 * height, height, trunk)
         canvas.fill_each(standing(limbs(bars, 3), x, z), [bark] * len(bars))
-        lay_shadow(canvas, setting, shadow)
+        canvas.fill(standing(limbs(stem, 2)[0], x, z), bark)
+        lay_shadow(canvas, setting, trunk_only)
         return
     tips = np.column_stack([rng.uniform(-0.7, 0.7, 3) * spread, crown + rng.uniform(0, 0.8, 3)])
-    forks = np.column_stack([np.tile((lean, 0.7 * crown), (3, 1)), tips, np.tile((0.09, 0.05), (3, 1))])
-    canvas.fill_each(standing(limbs(np.vstack([stem, forks]), 3), x, z), [bark] * 4)
+    forks = np.column_stack(
+        [np.tile((lean, 0.7 * crown), (3, 1)), tips, np.tile((0.09, 0.05), (3, 1))]
+    )
+    canvas.fill_each(standing(limbs(np.vstack([stem, forks]), 2), x, z), [bark] * 4)
     _leaves(canvas, setting, rng, np.array([x + lean, crown + 0.3]), z, spread)
-    lay_shadow(canvas, setting, shadow)
-    lay_shadow(canvas, setting, standing(ring(1.0, 14) * 1.05 * spread + (lean, crown), x, z))
+    lay_shadow(canvas, setting, trunk_only)
+    lay_shadow(canvas, setting, standing(1.05 * spread * ring(1.0, 14), x + lean, z, crown))
 
 
 def _leaves(
@@ -80,11 +84,12 @@ def _branches(
     rng: np.random.Generator, x: float, low: float, high: float, trunk: float
 ) -> np.ndarray:
     """Bars (n, 6) of bare branches that fork four times."""
-    tips, bars = [(x, low, np.pi / 2, 0.5 * trunk, 0.42 * (high - low) + 0.5)], []
+    tips, bars = [(x, low, np.pi / 2, 0.55 * trunk, 0.42 * (high - low))], []
     for _ in range(4):
         grown = []
         for px, py, angle, thick, length in tips:
-            for turn in rng.uniform(-0.75, 0.75, 3 if len(tips) < 9 else 2):
+            forks = 3 if len(tips) < 9 else 2
+            for turn in np.linspace(-0.6, 0.6, forks) + rng.uniform(-0.3, 0.3, forks):
                 reach = length * rng.uniform(0.7, 1.1)
                 qx, qy = px + reach * np.cos(angle + turn), py + reach * np.sin(angle + turn)
                 bars.append((px, py, qx, qy, thick, 0.6 * thick))
@@ -130,10 +135,10 @@ def street_lamp(
 ) -> list[Lamp]:
     """A post with an arm towards the road (x = 0). Returns its light, where it is on."""
     height, arm = rng.uniform(5.2, 6.6), -float(np.sign(x)) * rng.uniform(1.0, 1.8)
-    power, plane, sun = rng.uniform(5, 11), canvas.upright(z), float(setting.sun[1])
+    power, plane, sun = rng.uniform(4, 9), canvas.upright(z), float(setting.sun[1])
     post = canvas.surface(STEEL, setting.air + 1, POLE, plane, sun=0.6 * sun)
     bars = np.array([(0, 0, 0, height, 0.09, 0.05), (0, height, arm, height + 0.25, 0.05, 0.04)])
-    outlines = standing(limbs(bars, 3), x, z)
+    outlines = standing(limbs(bars, 2), x, z)
     canvas.fill_each(outlines, [post, post])
     head = canvas.surface(
         (0.5, 0.5, 0.5),
@@ -143,8 +148,8 @@ def street_lamp(
         emission=tuple(14 * k for k in colour) if on else BLACK,
         sun=sun,
     )
-    box = np.array([(-0.3, 0.2), (0.3, 0.2), (0.22, 0.34), (-0.22, 0.34)]) + (arm, height)
-    canvas.fill(standing(box, x, z), head)
+    box = np.array([(-0.3, 0.2), (0.3, 0.2), (0.22, 0.34), (-0.22, 0.34)])
+    canvas.fill(standing(box, x + arm, z, height), head)
     lay_shadow(canvas, setting, outlines[0])
     return [Lamp(x + arm, height + 0.1, z, colour, power, True)] if on else []
 
@@ -167,13 +172,13 @@ def sign(canvas: Canvas, setting: Setting, rng: np.random.Generator, x: float, z
     canvas.fill(standing(stem, x, z), part(STEEL, 0.5))
     lay_shadow(canvas, setting, standing(stem, x, z))
     if kind == 2:
-        box = np.array([(-0.16, -0.9), (0.16, -0.9), (0.16, 0), (-0.16, 0)]) + (0, height)
-        canvas.fill(standing(box, x, z), part((0.02, 0.02, 0.02), 2))
+        box = np.array([(-0.16, -0.9), (0.16, -0.9), (0.16, 0), (-0.16, 0)])
+        canvas.fill(standing(box, x, z, height), part((0.02, 0.02, 0.02), 2))
         colour = ((3.0, 0.1, 0.05), (3.0, 1.4, 0.1), (0.1, 2.6, 1.2))[lit]
-        bulb = ring(0.1, 8) + (0, height - 0.17 - 0.28 * lit)
-        canvas.fill(standing(bulb, x, z), part(BLACK, 8, colour))
+        bulb = standing(ring(0.1, 8), x, z, height - 0.17 - 0.28 * lit)
+        canvas.fill(bulb, part(BLACK, 8, colour))
         return
     face = ((0.5, 0.03, 0.03), (0.03, 0.1, 0.4))[kind]
     for radius, paint in ((0.36, (0.6, 0.6, 0.58)), (0.30, face)):
-        plate = ring(radius, 12 if kind == 0 else 4) + (0, height - 0.1)
-        canvas.fill(standing(plate, x, z), part(paint, -0.5))
+        plate = ring(radius, 12 if kind == 0 else 4)
+        canvas.fill(standing(plate, x, z, height - 0.1), part(paint, -0.5))

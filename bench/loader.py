@@ -1,0 +1,90 @@
+"""Batches a second that the pipeline hands to the training step: 8 patches of 64x64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import record
+from bench.record import Run
+from bench.sides import Side, Work
+
+BATCH, PATCH, PAIRS, SIZE = 8, 64, 24, (480, 640)
+TINY_PAIRS, TINY_SIZE = 4, (96, 128)
+
+
+def _write_pairs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    import cv2
+
+    from jaxfuse.data.synthetic import SyntheticPairs
+
+    pairs = SyntheticPairs(count, *size, seed=4)
+    for name in ("vi", "ir"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pair = pairs[i]
+        visible = np.rint(pair.visible[..., ::-1] * 255).astype(np.uint8)
+        infrared = np.rint(pair.infrared[..., 0] * 255).astype(np.uint8)
+        for name, image in (("vi", visible), ("ir", infrared)):
+            path = folder / name / f"{pair.stem}.png"
+            if not cv2.imwrite(str(path), image):
+                raise OSError(f"{path}: could not be written")
+
+
+def read(options: dict[str, Any]) -> Work:
+    """A pipeline over PNG pairs; one run takes the next `steps` batches."""
+    from jaxfuse.config import DataConfig, SourceConfig
+    from jaxfuse.data.pipeline import Pipeline
+    from jaxfuse.data.sources import open_source
+
+    folder = Path(options["folder"])
+    if not folder.exists():
+        _write_pairs(folder, options["pairs"], tuple(options["size"]))
+    source = SourceConfig(kind="folders", root=str(folder))
+    config = DataConfig(target=source, patch_size=PATCH, stride=32, crops="random")
+    pipeline = Pipeline(
+        open_source(source),
+        config=config,
+        batch_size=BATCH,
+        seed=0,
+        cache_bytes=options["cache_bytes"],
+    )
+    batches = pipeline.batches()
+    # Every pair is in the cache before the first run that counts.
+    warm = 4 * options["pairs"] // BATCH + 1 if options["cache_bytes"] else 1
+    for _ in range(warm):
+        next(batches)
+
+    def run() -> None:
+        for _ in range(options["steps"]):
+            next(batches)
+
+    def finish() -> dict[str, Any]:
+        moved = sum(array.nbytes for array in next(batches).values())
+        batches.close()
+        # Reading patches as bytes, writing them as float32.
+        return {"operations": 0.0, "bytes": 1.25 * options["steps"] * moved}
+
+    return Work(run, finish=finish)
+
+
+def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    pairs, size = (TINY_PAIRS, TINY_SIZE) if run.tiny else (PAIRS, SIZE)
+    common = {"folder": str(run.scratch / "pairs"), "pairs": pairs, "size": size}
+    cached = {**common, "cache_bytes": 1 << 30, "steps": 2 if run.tiny else 200}
+    uncached = {**common, "cache_bytes": 0, "steps": 1 if run.tiny else 10}
+    sides = [
+        Side("cached", "bench.loader:read", cached),
+        Side("from files each time", "bench.loader:read", uncached),
+    ]
+    what = f"batches of {BATCH} random patches from PNG pairs of {size[0]}x{size[1]}"
+    settings = {"batch": BATCH, "patch": PATCH, "pairs": pairs}
+    result = record.measure(run, "loader", what, sides, run.rounds(5), settings, rates)
+    for side in sides:
+        found = result["sides"][side.name]
+        rate = side.options["steps"] / found["median_seconds"]
+        found["facts"]["batches_per_second"] = rate
+        result["agreement"][f"batches a second, {side.name}"] = rate
+    return [result]

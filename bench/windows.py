@@ -1,0 +1,34 @@
+"""Fusing in strips, by the size of the windows: why `infer.strips` makes them so small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import record
+from bench.record import Run
+from bench.sides import Side
+
+SIZE, TINY_SIZE = (240, 320), (48, 64)
+WINDOWS = ((64, 64), (96, 96), (128, 160), (240, 320))
+TINY_WINDOWS = ((32, 48), (48, 64))
+
+
+def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    size, windows = (TINY_SIZE, TINY_WINDOWS) if run.tiny else (SIZE, WINDOWS)
+    common = {"size": size, "weights": "", "dtype": "float32", "check": None}
+    sides = [
+        Side(
+            f"windows of {h}x{w}",
+            "bench.fuse:strips",
+            {**common, "window": (h, w), "image": str(run.scratch / f"window{h}x{w}.npy")},
+        )
+        for h, w in windows
+    ]
+    what = f"one {size[0]}x{size[1]} pair in strips, by size of window"
+    settings = {"size": size, "windows": windows}
+    result = record.measure(run, "windows", what, sides, run.rounds(3), settings, rates)
+    quickest = min(result["sides"], key=lambda name: result["sides"][name]["median_seconds"])
+    for name in result["sides"]:
+        if name != quickest:
+            record.compare(result, name, quickest)
+    return [result]

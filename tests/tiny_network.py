@@ -1,0 +1,83 @@
+"""A fusion network small enough to train in a test, with everything CrossFuse's two stages ask for.
+
+Run as a program it is the `jaxfuse` command with that network installed as the model "tiny".
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from jaxfuse import models
+from jaxfuse.models import Compute, Fused, Model
+from jaxfuse.models.layers import conv1x1, conv3x3
+from jaxfuse.shapes import Array, Gray, Params, PRNGKey
+
+NAME = "tiny"
+CHANNELS = 4
+"""Features of each of the two branches."""
+
+SHAPES = {
+    ("encoder", "embed"): (3, 3, 1, 2 * CHANNELS),
+    ("decoder", "output"): (3, 3, 2 * CHANNELS, 1),
+    ("fuse_low", "mix"): (CHANNELS, CHANNELS),
+    ("fuse_high", "mix"): (CHANNELS, CHANNELS),
+}
+"""Module and name of each parameter."""
+
+
+def create(compute: Compute) -> Model:
+    """One convolution in, one out, and a matrix for each branch between them."""
+
+    def init(key: PRNGKey) -> Params:
+        # One draw for all: XLA compiles a generator for every shape that is drawn.
+        noise = 0.3 * jax.random.normal(key, (sum(map(math.prod, SHAPES.values())),))
+        params: Params = {}
+        for (module, name), shape in SHAPES.items():
+            size = math.prod(shape)
+            params[module] = {name: noise[:size].reshape(shape)}
+            noise = noise[size:]
+        return params
+
+    def encode(params: Params, image: Gray) -> tuple[Array, Array]:
+        features = jnp.tanh(conv3x3(compute.cast(image), params["encoder"]["embed"]))
+        return features[..., :CHANNELS], features[..., CHANNELS:]
+
+    def decode(params: Params, base: Gray, low: Array, high: Array) -> tuple[Gray, Array]:
+        features = jnp.concatenate([low, high], axis=-1)
+        image = conv3x3(features, params["decoder"]["output"]).astype(jnp.float32)
+        return jax.nn.sigmoid(image + 4.0 * base - 2.0), features
+
+    def parts(params: Params, visible: Gray, infrared: Gray) -> dict[str, Array]:
+        (low_v, high_v), (low_i, high_i) = encode(params, visible), encode(params, infrared)
+        return {
+            "low_visible": low_v,
+            "low_infrared": low_i,
+            "high_visible": high_v,
+            "high_infrared": high_i,
+        }
+
+    def apply(params: Params, visible: Gray, infrared: Gray) -> Fused:
+        p = parts(params, visible, infrared)
+        low = conv1x1(p["low_visible"] + p["low_infrared"], params["fuse_low"]["mix"])
+        high = conv1x1(p["high_visible"] + p["high_infrared"], params["fuse_high"]["mix"])
+        image, features = decode(params, visible, low, high)
+        return Fused(image, features, {**p, "low": low, "high": high})
+
+    def reconstruct(params: Params, visible: Gray, infrared: Gray) -> Fused:
+        p = parts(params, visible, infrared)
+        visible_hat, features = decode(params, visible, p["low_visible"], p["high_visible"])
+        infrared_hat, _ = decode(params, infrared, p["low_infrared"], p["high_infrared"])
+        return Fused(jnp.stack([visible_hat, infrared_hat]), features, p)
+
+    return Model(NAME, init, apply, reconstruct)
+
+
+if __name__ == "__main__":
+    models.MODELS[NAME] = create
+    from jaxfuse.cli import main
+
+    sys.exit(main())
