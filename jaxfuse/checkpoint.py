@@ -1,33 +1,42 @@
 """Checkpoints of a run: training state, data position and config. The only importer of orbax.
 
-The position in the data is the step number alone, so a checkpoint restores on any number of devices, processes and
-reading workers and continues with the very next example.
+The position in the data is the step number alone, so a checkpoint restores on any number of
+devices, processes and reading workers and continues with the very next example.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import logging
 import math
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from jaxfuse.config import UserError
 
+CHECKSUM = "checksum"
+"""Where `info` on disk holds the state's checksum."""
+
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be written or read; the message names the folder and the remedy."""
+    """A checkpoint that cannot be written or read; the message names folder and remedy."""
 
 
-def _merit(metrics: dict[str, float]) -> float:
+def _merit(metrics: dict[str, float] | None) -> float:
     """Later stages beat earlier ones, then the lower loss; a loss that is not finite is worst.
 
     Orbax would keep NaN as the best for ever and delete the real best.
     """
+    metrics = metrics or {}
     loss = metrics.get("loss", math.nan)
     return metrics.get("stage", 0.0) * 1e9 - loss if math.isfinite(loss) else -math.inf
 
@@ -38,12 +47,18 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_best: int = 1):
         self.folder = Path(folder).absolute()
         logging.getLogger("absl").setLevel(logging.ERROR)
-        # Newest and best are kept by separate rules: with one count a worsening run loses its newest checkpoint.
-        rules = [keep.LatestN(keep_last)]
+        # Newest and best are kept by separate rules: with one count a worsening run loses its
+        # newest checkpoint.
+        rules: list[Any] = [keep.LatestN(keep_last)]
         if keep_best:
-            rules.append(keep.BestN(get_metric_fn=_merit, n=keep_best))
+            rules.append(
+                keep.BestN(
+                    get_metric_fn=_merit, n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
         with self._explained("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._complaints = _drop_damaged_metrics(self.folder)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -55,30 +70,36 @@ class Checkpoints:
             )
 
     @contextlib.contextmanager
-    def _explained(self, doing: str):
+    def _explained(self, doing: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{self.folder}: cannot {doing} a checkpoint ({first}). Checkpoints saved before are intact: "
-                "free disk space or permissions, then give the same command again to continue"
+                f"{self.folder}: cannot {doing} a checkpoint ({_first_line(error)}). Checkpoints "
+                "saved before are intact: see to disk space and permissions, then give the same "
+                "command again to continue"
             ) from error
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending."""
+        """Steps with a checkpoint, ascending; one that is still being written counts."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Starts writing `state` and `info` (plain JSON) in the background; the buffers may be donated at once."""
+        """Starts writing `state` and `info` (plain JSON) in the background.
+
+        The state's buffers may be donated at once. metrics: "loss" and "stage" say which is best.
+        """
         with self._explained("save"):
             self._manager.check_for_errors()
+            info = {**info, CHECKSUM: checksum(state)}
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
+                ),
                 metrics=metrics,
             )
 
@@ -91,27 +112,44 @@ class Checkpoints:
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any], list[str]]:
         """(state, info, complaints) of the newest readable checkpoint.
 
-        abstract: ShapeDtypeStructs with shardings. Complaints name newer checkpoints that could not be read.
+        abstract: ShapeDtypeStructs with shardings. Complaints name newer checkpoints that could not
+        be read, which are deleted, since a later save of their steps would be refused. Where none
+        can be read all stay, and CheckpointError is raised.
         """
-        complaints: list[str] = []
+        complaints = list(self._complaints)
+        unreadable: list[int] = []
         for step in reversed(self.steps):
             try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()),
-                )
-                return found["state"], found["info"], complaints
+                state, info = self._read(step, abstract)
             except Exception as error:  # what a damaged file raises depends on where the damage is
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                complaints.append(f"{self.folder / str(step)}: unreadable ({first})")
+                complaints.append(f"{self.folder / str(step)}: unreadable ({_first_line(error)})")
+                unreadable.append(step)
+                continue
+            for newer in unreadable:
+                self._manager.delete(newer)
+            return state, info, complaints
         raise CheckpointError(
-            f"{self.folder}: no readable checkpoint. " + "; ".join(complaints or ["the folder is empty"])
+            f"{self.folder}: no readable checkpoint: {'; '.join(complaints) or 'the folder is empty'}. "
+            "Use the version of the code that wrote them, or delete this folder to start over"
         )
 
-    def forget_after(self, step: int) -> None:
-        """Deletes checkpoints newer than `step`, which could not be read."""
-        for newer in [s for s in self.steps if s > step]:
-            self._manager.delete(newer)
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        # A failed read prints pages of "Event loop is closed" from a thread of its own.
+        with contextlib.redirect_stderr(io.StringIO()):
+            saved = self._manager.item_metadata(step)["state"]
+            difference = _difference(saved, abstract)
+            if difference:
+                raise CheckpointError(f"another state than this run's: {difference}")
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
+                ),
+            )
+        state, info = found["state"], found["info"]
+        if info.get(CHECKSUM, checksum(state)) != checksum(state):
+            raise CheckpointError("its content is not what was saved")
+        return state, info
 
     def close(self) -> None:
         """Waits for pending writes and lets go of the folder."""
@@ -119,6 +157,44 @@ class Checkpoints:
             self._manager.close()
 
 
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _drop_damaged_metrics(folder: Path) -> list[str]:
+    """Removes metrics that are no JSON, for which Orbax refuses the whole folder; says which.
+
+    Metrics only rank checkpoints. A file that is empty after a power failure is the usual damage.
+    """
+    complaints = []
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text(encoding="utf8"))
+        except ValueError:
+            path.unlink()
+            complaints.append(f"{path}: unreadable, so this checkpoint no longer counts as best")
+    return complaints
+
+
+def _arrays(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Path and leaf, in order; keys of random numbers as plain arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 over the names, shapes, types and bytes of all arrays. Orbax does not check bytes."""
+    value = 0
+    for name, leaf in _arrays(tree):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(array.view(np.uint8).data if array.size else b"", value)
+    return value
+
+
 def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and types of `tree` (arrays or ShapeDtypeStructs) with one sharding, as `restore` wants them."""
+    """Shapes and types of `tree` (arrays or ShapeDtypeStructs) with one sharding, for `restore`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
