@@ -56,6 +56,8 @@ class SourceConfig:
     """folders: the visible folder, where there is no common root."""
     split: str = ""
     """folders: a text file with one stem a line; empty takes every pair."""
+    infrared_stretch: Literal["none", "minmax", "percentile"] = "none"
+    """folders: spread the infrared levels of each file, for 16-bit files that look black."""
     scenes: int = 64
     """synthetic: how many scenes."""
     height: int = 240

@@ -268,7 +268,9 @@ class FolderPairs:
     @classmethod
     def open(cls, source: SourceConfig) -> FolderPairs:
         """The pairs of a source of kind "folders". Raises DataError."""
-        return open_folders(source.root, source.infrared, source.visible, source.split)
+        return open_folders(
+            source.root, source.infrared, source.visible, source.split, source.infrared_stretch
+        )
 
     def __len__(self) -> int:
         return len(self.stems)

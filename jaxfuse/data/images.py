@@ -11,11 +11,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
-import struct
 import uuid
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -23,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from jaxfuse.data.pairs import DataError
+from jaxfuse.data.headers import RESAVE, FileError, Header, read_header, require_complete
 
 # Every failure below becomes one error line; OpenCV would print several more of its own.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -39,9 +35,6 @@ GRAY_MAX_LIMIT = 16.0
 colour coding stays far below, a pseudo-colour palette or a coloured overlay is far above."""
 
 _FULL = {8: 255, 16: 65535}
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_RESAVE = "copy the file again from its source, or open and save it in an image editor"
 _WRITE_BITS = {ending: (16 if ending in {".png", ".tif", ".tiff"} else 8) for ending in EXTENSIONS}
 _WRITE_OPTIONS = {
     ".jpg": [
@@ -55,17 +48,6 @@ _WRITE_OPTIONS = {
 _WRITE_OPTIONS[".jpeg"] = _WRITE_OPTIONS[".jpg"]
 
 
-class FileError(DataError):
-    """A file that cannot be used: which one, what was found in it, what to do about it."""
-
-    def __init__(self, file: str | Path, value: str, remedy: str) -> None:
-        super().__init__(str(file), value, remedy)
-        self.file, self.value, self.remedy = str(file), value, remedy
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.value}: {self.remedy}"
-
-
 class Decoded(NamedTuple):
     """The pixels of one file, upright."""
 
@@ -73,140 +55,6 @@ class Decoded(NamedTuple):
     """(h, w) or (h, w, 3) red first; uint8, uint16, or float32 in [0, 1]."""
     bits: int
     """8, 16 or 32 per channel; fewer than 8 are widened to 8, 9 to 15 are stored as 16."""
-
-
-class _Header(NamedTuple):
-    kind: Literal["PNG", "JPEG", "BMP", "TIFF", "WEBP"]
-    height: int
-    width: int
-    """As stored, before the orientation is applied."""
-    orientation: int
-    """EXIF: 1 upright ... 8."""
-    tags: dict[int, tuple[int, int]]
-    """TIFF only: tag -> (first value, its offset in the file)."""
-
-
-def _png_chunks(stream: io.BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
-    """(name, offset of the data, length) of each chunk up to IEND, or as far as the file goes."""
-    stream.seek(8)
-    while len(head := stream.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        start = stream.tell()
-        yield name, start, length
-        if name == b"IEND":
-            return
-        stream.seek(start + length + 4)
-
-
-def _png_header(path: Path, stream: io.BufferedIOBase) -> _Header:
-    width = height = 0
-    orientation = 1
-    for name, start, length in _png_chunks(stream):
-        if name == b"IHDR":
-            width, height = struct.unpack(">II", stream.read(8))
-        elif name == b"acTL":
-            raise FileError(path, "an animated PNG", "export the one frame to use")
-        elif name == b"eXIf":
-            stream.seek(start)
-            exif = Image.Exif()
-            exif.load(stream.read(length))
-            orientation = exif.get(0x0112, 1)
-    return _Header("PNG", height, width, orientation, {})
-
-
-def _tiff_header(path: Path, stream: io.BufferedIOBase) -> _Header:
-    """Reads the directories of a TIFF; OpenCV and Pillow each miss some of what stands there."""
-    stream.seek(0)
-    start = stream.read(8)
-    order = "<" if start[:2] == b"II" else ">"
-    pages: list[dict[int, tuple[int, int]]] = []
-    at = struct.unpack(order + "I", start[4:])[0]
-    while at and len(pages) < 64:
-        stream.seek(at)
-        count = struct.unpack(order + "H", stream.read(2))[0]
-        block = stream.read(12 * count + 4)
-        tags = {}
-        for i in range(count):
-            tag, kind, n = struct.unpack_from(order + "HHI", block, 12 * i)
-            form = {1: "B", 3: "H", 4: "I"}.get(kind)
-            if form is None:
-                continue
-            where = at + 2 + 12 * i + 8
-            if struct.calcsize(form) * n > 4:
-                where = struct.unpack_from(order + "I", block, 12 * i + 8)[0]
-            stream.seek(where)
-            tags[tag] = (struct.unpack(order + form, stream.read(struct.calcsize(form)))[0], where)
-        pages.append(tags)
-        at = struct.unpack_from(order + "I", block, 12 * count)[0]
-    # Later pages may be thumbnails (1) or masks (4) of the first.
-    full = [tags for tags in pages if not tags.get(254, (0, 0))[0] & 5]
-    if len(full) > 1:
-        raise FileError(path, f"a TIFF of {len(full)} pages", "export the one page to use")
-    tags = pages[0]
-    return _Header("TIFF", tags[257][0], tags[256][0], tags.get(274, (1, 0))[0], tags)
-
-
-def _header(path: Path, stream: io.BufferedIOBase) -> _Header:
-    """Kind, stored size and orientation, without the pixels."""
-    start = stream.read(32)
-    if not start:
-        raise FileError(path, "an empty file (0 bytes)", _RESAVE)
-    try:
-        if start.startswith(_PNG_SIGNATURE):
-            header = _png_header(path, stream)
-        elif start[:4] in (b"II*\x00", b"MM\x00*"):
-            header = _tiff_header(path, stream)
-        else:
-            if start.startswith(b"\xff\xd8\xff"):
-                kind = "JPEG"
-            elif start.startswith(b"BM"):
-                kind = "BMP"
-            elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-                kind = "WEBP"
-                if stream.seek(0, io.SEEK_END) < struct.unpack("<I", start[4:8])[0] + 8:
-                    raise FileError(path, f"truncated at {stream.tell()} bytes", _RESAVE)
-                if start[12:16] == b"VP8X" and start[20] & 2:
-                    raise FileError(path, "an animated WebP", "export the one frame to use")
-            else:
-                found = f"starts with {start[:8]!r}, which is no PNG, JPEG, BMP, TIFF or WebP"
-                raise FileError(path, found, "convert it to one of these, or remove it")
-            stream.seek(0)
-            with Image.open(stream, formats=[kind]) as image:
-                orientation = image.getexif().get(0x0112, 1) if kind != "BMP" else 1
-                header = _Header(kind, image.height, image.width, orientation, {})
-    except FileError:
-        raise
-    except Exception as error:  # Broken headers surface as a dozen different exceptions.
-        why = "cut short" if isinstance(error, struct.error) else str(error).split("<_io")[0]
-        raise FileError(path, f"the header cannot be read ({why.strip()})", _RESAVE) from None
-    if header.height < 1 or header.width < 1:
-        raise FileError(path, f"the header says {header.height} x {header.width} pixels", _RESAVE)
-    return header
-
-
-def _require_complete(path: Path, data: bytes, kind: str) -> None:
-    """Refuses a cut or damaged PNG or JPEG, of which decoders may return a half-gray picture."""
-    if kind == "PNG":
-        view, last = memoryview(data), b""
-        for name, start, length in _png_chunks(io.BytesIO(data)):
-            end = start + length
-            if end + 4 > len(data):
-                break
-            if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-                found = f"damaged at byte {start} (checksum of {name.decode('latin1')})"
-                raise FileError(path, found, _RESAVE)
-            last = name
-        if last != b"IEND":
-            raise FileError(path, f"truncated at {len(data)} bytes (no end of image)", _RESAVE)
-    elif kind == "JPEG":
-        at = 2
-        while found := _JPEG_MARKER.search(data, at):
-            marker, at = data[found.end() - 1], found.end()
-            if marker == 0xD9:
-                return
-            if marker not in (0x01, 0xD8):
-                at += int.from_bytes(data[at : at + 2], "big")
-        raise FileError(path, f"truncated at {len(data)} bytes (no end of image)", _RESAVE)
 
 
 def _by_opencv(data: bytes) -> np.ndarray | None:
@@ -239,7 +87,7 @@ def _by_pillow(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _decode_tiff(path: Path, data: bytes, header: _Header) -> np.ndarray | None:
+def _decode_tiff(path: Path, data: bytes, header: Header) -> np.ndarray | None:
     tags = header.tags
     bits, samples, planes, sample_format = (
         tags.get(tag, (1, 0))[0] for tag in (258, 277, 284, 339)
@@ -308,11 +156,11 @@ def decode(path: str | Path) -> Decoded:
     """
     path = Path(path)
     data = _read(path)
-    header = _header(path, io.BytesIO(data))
-    _require_complete(path, data, header.kind)
+    header = read_header(path, io.BytesIO(data))
+    require_complete(path, data, header.kind)
     pixels = _decode_tiff(path, data, header) if header.kind == "TIFF" else _by_opencv(data)
     if pixels is None:
-        raise FileError(path, f"truncated, damaged or an unusual kind of {header.kind}", _RESAVE)
+        raise FileError(path, f"truncated, damaged or an unusual kind of {header.kind}", RESAVE)
     if np.issubdtype(pixels.dtype, np.floating):
         pixels = _require_unit_range(path, pixels)
     elif pixels.dtype not in (np.uint8, np.uint16):
@@ -327,7 +175,7 @@ def size(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            header = _header(path, stream)
+            header = read_header(path, stream)
     except OSError as error:
         raise _unreadable(path, error) from None
     turned = header.orientation in (5, 6, 7, 8)
@@ -406,15 +254,15 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     data = _read(path)
-    header = _header(path, io.BytesIO(data))
+    header = read_header(path, io.BytesIO(data))
     if header.kind != "PNG":
         raise FileError(path, f"a {header.kind} file", "save label maps as index PNG")
-    _require_complete(path, data, header.kind)
+    require_complete(path, data, header.kind)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode, labels = image.mode, np.asarray(image).astype(np.int32)
     except Exception:  # As in _by_pillow.
-        raise FileError(path, "damaged PNG", _RESAVE) from None
+        raise FileError(path, "damaged PNG", RESAVE) from None
     if labels.ndim != 2:
         remedy = "save class indices, one channel, 255 = ignore"
         raise FileError(path, f"a colour picture (mode {mode})", remedy)
