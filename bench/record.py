@@ -141,6 +141,12 @@ def measure(
             least = found[side.name]["floor"]["seconds"]
             found[side.name]["gap"] = found[side.name]["median_seconds"] / least
     name = machine.slug(rates["device"]) if run.accelerator else "cpu"
+    notes = []
+    if load and load[0] > 0.5 * machine.cores():
+        notes.append(
+            f"The machine was busy (load {load[0]} on {machine.cores()} cores): measure again when "
+            "it is quiet; threads that wait for each other suffer more than their share."
+        )
     return {
         "format": FORMAT,
         "subject": subject,
@@ -162,7 +168,7 @@ def measure(
         "ratios": {},
         "agreement": {},
         "goals": [],
-        "notes": [],
+        "notes": notes,
     }
 
 

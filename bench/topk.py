@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,8 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\((.*?)\)")
+_DEFINITION = re.compile(r"^\s*(?:ROOT )?(%[\w.-]+) = (\(.*?\)|\S+) ")
 _ARRAY = re.compile(r"\b(?:[a-z]+[0-9]+[a-z0-9]*|pred)\[([0-9,]*)\]")
 
 
@@ -37,23 +40,27 @@ class Exchange(NamedTuple):
 
 def exchanges(program: str) -> list[Exchange]:
     """Every collective in the text of a compiled (HLO) program, largest first."""
+    types = {}
+    for line in program.splitlines():
+        definition = _DEFINITION.match(line)
+        if definition:
+            types[definition[1]] = definition[2]
     found = []
     for line in program.splitlines():
         match = _COLLECTIVE.search(line)
         if match:
-            # Operands count too: a reduce-scatter's result is only a part of what it moves.
-            operands = line[match.end() :].split(")")[0]
-            sizes = [
-                int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64))
-                for shape in _ARRAY.findall(match[1] + operands)
-            ]
+            # Operands count too: the result of a reduce-scatter is a part of what it moves. Their
+            # types stand where they are defined, or, in longer texts, here.
+            operands = [types.get(name, "") for name in re.findall(r"%[\w.-]+", match[3])]
+            shapes = _ARRAY.findall(" ".join([match[1], match[3], *operands]))
+            sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
             found.append(Exchange(match[2], max(sizes, default=0)))
     return sorted(found, key=lambda exchange: -exchange.elements)
 
 
-def largest(program: str) -> int:
-    """Elements of the largest array that a compiled program moves between devices; 0 for none."""
-    return max((exchange.elements for exchange in exchanges(program)), default=0)
+def largest(moved: Sequence[Exchange]) -> int:
+    """Elements of the largest array that moves; 0 where none does."""
+    return max((exchange.elements for exchange in moved), default=0)
 
 
 def _means(options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +153,7 @@ def sharded(options: dict[str, Any]) -> Work:
             "elements_of_the_patches": pool_elements,
             "elements_of_the_kept_patches": k * patch * patch * 3,
             "moved": {name: [e._asdict() for e in found] for name, found in moved.items()},
+            "largest_moved": {name: largest(found) for name, found in moved.items()},
         }
         return {**facts, **_floor(options)}
 
@@ -167,10 +175,7 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
     result = record.measure(run, "topk", what, sides, run.rounds(15), settings, rates)
     first, second = (np.load(s.options["chosen"]) for s in sides)
     facts = result["sides"]["eight fake devices"]["facts"]
-    sizes = {
-        name: max((e["elements"] for e in found), default=0)
-        for name, found in facts["moved"].items()
-    }
+    sizes = facts["largest_moved"]
     result["agreement"] = {
         "rows that one and eight devices choose differently": int((first != second).sum()),
         **{f"largest array moved, elements: {name}": size for name, size in sizes.items()},

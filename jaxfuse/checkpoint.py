@@ -61,6 +61,10 @@ class Checkpoints:
             self._complaints = _drop_damaged_metrics(self.folder)
             self._manager = ocp.CheckpointManager(
                 self.folder,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "info": ocp.JsonCheckpointHandler(),
+                },
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=keep.AnyPreservationPolicy(rules),
                     best_fn=_merit,
@@ -129,7 +133,7 @@ class Checkpoints:
                 self._manager.delete(newer)
             return state, info, complaints
         raise CheckpointError(
-            f"{self.folder}: no readable checkpoint: {'; '.join(complaints) or 'the folder is empty'}. "
+            f"{self.folder}: no readable checkpoint: {'; '.join(complaints) or 'there is none'}. "
             "Use the version of the code that wrote them, or delete this folder to start over"
         )
 
@@ -147,8 +151,8 @@ class Checkpoints:
                 ),
             )
         state, info = found["state"], found["info"]
-        if info.get(CHECKSUM, checksum(state)) != checksum(state):
-            raise CheckpointError("its content is not what was saved")
+        if CHECKSUM in info and info[CHECKSUM] != checksum(state):
+            raise CheckpointError("its numbers are not those that were saved")
         return state, info
 
     def close(self) -> None:
@@ -177,22 +181,41 @@ def _drop_damaged_metrics(folder: Path) -> list[str]:
     return complaints
 
 
-def _arrays(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Path and leaf, in order; keys of random numbers as plain arrays."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+def _key_data(leaf: Any) -> Any:
+    """Keys of random numbers as the plain arrays that are saved; other arrays as they are."""
+    return (
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
 
 
 def checksum(tree: Any) -> int:
-    """CRC-32 over the names, shapes, types and bytes of all arrays. Orbax does not check bytes."""
+    """CRC-32 of all arrays, with their names: Orbax notices damage to some of its bytes only."""
     value = 0
-    for name, leaf in _arrays(tree):
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
-        value = zlib.crc32(array.view(np.uint8).data if array.size else b"", value)
+    for name, leaf in _named(tree).items():
+        array = np.asarray(jax.device_get(_key_data(leaf)))
+        value = zlib.crc32(name.encode() + array.tobytes(), value)
     return value
+
+
+def _difference(saved: Any, abstract: Any) -> str:
+    """The first array that differs in presence, shape or type. Orbax's own error misleads."""
+    found = _named(saved)
+    wanted = _named(jax.eval_shape(lambda tree: jax.tree.map(_key_data, tree), abstract))
+    for name in sorted(found.keys() | wanted.keys()):
+        pair = [
+            f"{x.dtype}{list(x.shape)}" if x is not None else "absent"
+            for x in (found.get(name), wanted.get(name))
+        ]
+        if pair[0] != pair[1]:
+            return f"{name} is {pair[0]}, expected {pair[1]}"
+    return ""
 
 
 def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -1,10 +1,14 @@
-"""The command line: one function per job, each parses, calls and prints. JAX is imported by the jobs only."""
+"""The command line: one function per job, each parses, calls and prints. Only jobs import JAX."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,49 +16,61 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxfuse import __version__, experiments
-from jaxfuse.config import ConfigError, Experiment, UserError
+from jaxfuse.config import ConfigError, Experiment, SourceConfig, UserError
 
-DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+"""Exit codes; 75 is that of a run which was asked to stop and has saved everything."""
 
 
 def train(arguments: Sequence[str]) -> int:
     """Train a preset, a config file, or continue a run folder."""
-    parser_help = arguments[:1] in (["-h"], ["--help"]) or not arguments
-    if parser_help:
-        print("usage: jaxfuse train PRESET|FILE|RUN [--run DIR] [--field value ...]\n")
-        print("Trains in the folder DIR (default runs/NAME); a folder that holds the run is continued.")
-        print("`jaxfuse train PRESET --help` lists every field. Presets:")
-        for name, line in experiments.describe_presets().items():
-            print(f"  {name:18}{line}")
-        return DONE if arguments else BAD_USAGE
-    source, rest = arguments[0], list(arguments[1:])
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [
+            "usage: jaxfuse train PRESET|FILE|RUN [--run DIR] [--field value ...]",
+            "",
+            "Trains in the folder DIR (default runs/NAME, or RUN); a folder that holds the run is",
+            "continued. `jaxfuse train PRESET --help` lists every field. Presets:",
+            *(f"  {name:18}{line}" for name, line in experiments.describe_presets().items()),
+        ]
+        return _usage("\n".join(lines), asked=bool(arguments))
+    source = arguments[0]
+    if source.startswith("-"):
+        raise ConfigError(f"train {source}: name a preset, a file or a run folder first")
+    run, rest = _take("--run", arguments[1:])
     experiment = experiments.find(source)
-    folder = Path(source) if Path(source).is_dir() else Path("runs") / experiment.name
-    if "--run" in rest:
-        at = rest.index("--run")
-        if at + 1 >= len(rest):
-            raise ConfigError("--run: name a folder")
-        folder = Path(rest[at + 1])
-        del rest[at : at + 2]
-    experiment = tyro.cli(
+    experiment = _parse(
         tyro.conf.AvoidSubcommands[Experiment],
+        rest,
+        f"train {source}",
         default=experiment,
-        args=rest,
-        prog=f"jaxfuse train {source}",
         description="Overrides of the preset's fields. Also --run DIR: the run folder.",
     )
+    default = Path(source) if Path(source).is_dir() else Path("runs") / experiment.name
     from jaxfuse import distributed
 
     distributed.compilation_cache()
     from jaxfuse.train import loop
 
-    try:
-        outcome = loop.run(experiment, folder)
-    except loop.Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return PREEMPTED
-    print(f"{outcome.folder}: {outcome.steps} steps, loss {outcome.loss:.4f}; weights in weights.safetensors")
+    outcome = loop.run(experiment, run or default)
+    if outcome.loss is not None:
+        print(f"{outcome.folder}: {outcome.steps} steps, loss {outcome.loss:.4f}")
+    print(outcome.folder / "weights.safetensors")
     return DONE
+
+
+def _take(option: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of `option VALUE` or `option=VALUE`, "" where absent, and the other arguments."""
+    value, rest = "", list(arguments)
+    for at, argument in enumerate(rest):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            if not equals:
+                value = rest.pop(at + 1) if at + 1 < len(rest) else ""
+            if not value:
+                raise ConfigError(f"{option}: name a folder")
+            del rest[at]
+            return value, rest
+    return "", rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +84,11 @@ class FuseArguments:
     out: Path
     """Fused image or folder."""
     weights: str = ""
-    """Weights file, run folder, or the name of weights that come with the package (default: those)."""
+    """Weights file, run folder, or the name of weights in the package (default: those)."""
     bits: Literal[8, 16] = 8
     """Bits per channel of the result."""
     method: Literal["auto", "whole", "strips", "tiles"] = "auto"
-    """How large images are processed. auto, whole and strips give the same picture; tiles is approximate."""
+    """How large images are processed. All but tiles, which is approximate, give the same picture."""
     stretch: Literal["none", "minmax"] = "none"
     """minmax spreads each picture over the whole range, as the published test script does."""
     infrared_stretch: Literal["none", "minmax", "percentile"] = "none"
@@ -131,38 +147,52 @@ class AlignArguments:
 def align(arguments: Sequence[str]) -> int:
     """Show which external patches Top-K alignment selects, before and after."""
     given = _parse(AlignArguments, arguments, "align")
+    if given.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {given.out}: the picture is a PNG: end the name in .png")
     experiment = experiments.find(given.experiment)
-    from jaxfuse.config import SourceConfig
-
-    data = experiment.data
-    if given.target:
-        source = SourceConfig(kind="folders", root=given.target, split=given.target_split)
-        data = dataclasses.replace(data, target=source)
-    if given.external:
-        source = SourceConfig(kind="folders", root=given.external, split=given.external_split)
-        data = dataclasses.replace(data, external=source)
+    data = dataclasses.replace(
+        experiment.data,
+        target=_source("target", experiment.data.target, given.target, given.target_split),
+        external=_source(
+            "external", experiment.data.external, given.external, given.external_split
+        ),
+    )
     if data.external.kind == "none":
         raise ConfigError(f"{given.experiment}: has no external set: give --external DIR")
+    k = given.k or experiment.method.top_k
+    if k < 1:
+        raise ConfigError(f"--k {k}: keep at least one patch")
     from jaxfuse.data.sources import open_source
     from jaxfuse.methods import external
     from jaxfuse.report import pictures
 
-    k = given.k or experiment.method.top_k
     selection = external.select(open_source(data.target), open_source(data.external), data, k)
     pictures.save_selection(selection, given.out)
     numbers = given.out.with_suffix(".json")
     numbers.write_text(json.dumps(selection.summary(), indent=1), encoding="utf8")
+    before, after, target = (
+        ", ".join(f"{mean:.1f}" for mean in means)
+        for means in (selection.before, selection.after, selection.target_means)
+    )
     print(
-        f"kept {len(selection.stems)} of {selection.candidates} patches; gamma "
-        f"{', '.join(f'{g:.3f}' for g in selection.gamma)}; means "
-        f"{', '.join(f'{m:.1f}' for m in selection.before)} -> {', '.join(f'{m:.1f}' for m in selection.after)}, target "
-        f"{', '.join(f'{m:.1f}' for m in selection.target_means)} (sum of errors {selection.error:.4f} grey levels)"
+        f"kept {len(selection.stems)} of {selection.candidates} patches; "
+        f"gamma {', '.join(f'{g:.3f}' for g in selection.gamma)}; means {before} -> {after}, "
+        f"target {target} (sum of errors {selection.error:.4f} grey levels)"
     )
     for name, reached in zip(("red", "green", "blue"), selection.reached, strict=True):
         if not reached:
             print(f"{name}: no gamma reaches the target mean, left as it was", file=sys.stderr)
     print(f"{given.out} and {numbers}")
     return DONE
+
+
+def _source(name: str, own: SourceConfig, root: str, split: str) -> SourceConfig:
+    """The experiment's own set, or the folder given instead of it; with the split given."""
+    if root:
+        return SourceConfig(kind="folders", root=root, split=split)
+    if split and own.kind != "folders":
+        raise ConfigError(f"--{name}-split {split}: give its folder too: --{name} DIR")
+    return dataclasses.replace(own, split=split) if split else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +208,8 @@ class CheckArguments:
 def data(arguments: Sequence[str]) -> int:
     """Check folders of pairs: `jaxfuse data check ROOT`."""
     if arguments[:1] != ["check"]:
-        print("usage: jaxfuse data check ROOT [--split FILE]", file=sys.stderr if arguments[:1] != ["--help"] else None)
-        return DONE if arguments[:1] == ["--help"] else BAD_USAGE
+        asked = arguments[:1] in (["-h"], ["--help"])
+        return _usage("usage: jaxfuse data check ROOT [--split FILE]", asked)
     given = _parse(CheckArguments, arguments[1:], "data check")
     from jaxfuse.data.check import check_folders
 
@@ -241,14 +271,24 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def _parse(kind: type, arguments: Sequence[str], name: str) -> Any:
-    return tyro.cli(kind, args=list(arguments), prog=f"jaxfuse {name}")
+def _parse(kind: Any, arguments: Sequence[str], name: str, **more: Any) -> Any:
+    """tyro's reading of the arguments; what a config itself finds wrong is raised as it is."""
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return tyro.cli(kind, args=list(arguments), prog=f"jaxfuse {name}", **more)
+    except SystemExit as stopped:
+        error: BaseException | None = stopped
+        while error is not None:
+            error = error.__context__
+            if isinstance(error, UserError):
+                raise error from None
+        sys.stderr.write(words.getvalue())
+        raise
 
 
 def _progress(doing: str) -> Callable[[int, int, str], None]:
-    """(done, total, name) -> a progress bar on a terminal, a plain line now and then elsewhere."""
-    import time
-
+    """(done, total, name) -> a counter on a terminal, a plain line now and then elsewhere."""
     terminal = sys.stderr.isatty()
     last = [0.0]
 
@@ -256,7 +296,8 @@ def _progress(doing: str) -> Callable[[int, int, str], None]:
         if total < 2:
             return
         if terminal:
-            print(f"\r{doing} {done}/{total} {name[:40]:40}", end="\n" if done == total else "", file=sys.stderr)
+            end = "\n" if done == total else ""
+            print(f"\r{doing} {done}/{total} {name[:40]:40}", end=end, file=sys.stderr, flush=True)
         elif done == total or time.monotonic() - last[0] > 10.0:
             last[0] = time.monotonic()
             print(f"{doing} {done}/{total} {name}", file=sys.stderr)
@@ -264,36 +305,55 @@ def _progress(doing: str) -> Callable[[int, int, str], None]:
     return report
 
 
+def _usage(text: str, asked: bool) -> int:
+    """Prints how to use something: to stdout where it was asked for, else as a complaint."""
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return DONE if asked else BAD_USAGE
+
+
 def _help() -> str:
     lines = ["usage: jaxfuse COMMAND ...", "", "Infrared-visible image fusion in JAX.", ""]
     lines += [f"  {name:10}{(job.__doc__ or '').splitlines()[0]}" for name, job in COMMANDS.items()]
-    return "\n".join([*lines, "", "`jaxfuse COMMAND --help` says more. `jaxfuse --version` prints the version."])
+    lines += ["", "`jaxfuse COMMAND --help` says more. `jaxfuse --version` prints the version."]
+    return "\n".join(lines)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return _usage(_help(), asked=bool(arguments))
+    if arguments[0] == "--version":
+        return _usage(__version__, asked=True)
+    if arguments[0] not in COMMANDS:
+        raise ConfigError(f"no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
+    return COMMANDS[arguments[0]](arguments[1:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 failed, 2 bad usage, 75 preempted and safely saved."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] in ([], ["-h"], ["--help"]):
-        print(_help())
-        return DONE if arguments else BAD_USAGE
-    if arguments[0] == "--version":
-        print(__version__)
-        return DONE
-    if arguments[0] not in COMMANDS:
-        print(f"jaxfuse: no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return BAD_USAGE
     try:
-        return COMMANDS[arguments[0]](arguments[1:])
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except SystemExit as stopped:  # tyro, after printing help or what is wrong with an option
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            return stopped.code if isinstance(stopped.code, int) else DONE
+    except BrokenPipeError:
+        pass
     except ConfigError as error:
-        print(f"jaxfuse: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return _complain(str(error), BAD_USAGE)
     except UserError as error:
-        print(f"jaxfuse: {error}", file=sys.stderr)
-        return FAILED
+        return _complain(str(error), getattr(error, "exit_code", FAILED))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        print(f"jaxfuse: {name}{error.strerror or error}", file=sys.stderr)
-        return FAILED
+        return _complain(f"{name}{error.strerror or error}", FAILED)
     except KeyboardInterrupt:
-        print("jaxfuse: interrupted", file=sys.stderr)
-        return FAILED
+        return _complain("interrupted", FAILED)
+    # Whoever read our output has left, as `| head` does: nothing to complain of, now or at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"jaxfuse: {text}", file=sys.stderr)
+    return code

@@ -108,7 +108,12 @@ class DataConfig:
     """Memory for decoded images, MiB. Changes speed only."""
 
     def __post_init__(self) -> None:
-        _require(self.target.kind != "none", "data.target.kind", self.target.kind, "training needs a target set")
+        _require(
+            self.target.kind != "none",
+            "data.target.kind",
+            self.target.kind,
+            "training needs a target set",
+        )
         _require(self.patch_size >= 16, "data.patch_size", self.patch_size, "use at least 16")
         _require(self.stride > 0, "data.stride", self.stride, "use a positive number of pixels")
         _require(self.threads > 0, "data.threads", self.threads, "use at least 1")
@@ -148,18 +153,43 @@ class CrossFuseConfig:
     """Mirror each pair left-right and up-down at random, both images alike."""
 
     def __post_init__(self) -> None:
-        _require(self.stage1_epochs >= 0, "method.stage1_epochs", self.stage1_epochs, "use 0 or more")
-        _require(self.stage2_epochs >= 0, "method.stage2_epochs", self.stage2_epochs, "use 0 or more")
         _require(
-            self.stage1_epochs + self.stage2_epochs > 0, "method.stage2_epochs", self.stage2_epochs, "nothing to train"
+            self.stage1_epochs >= 0, "method.stage1_epochs", self.stage1_epochs, "use 0 or more"
         )
-        _require(self.learning_rate > 0, "method.learning_rate", self.learning_rate, "use a positive number")
-        _require(self.halve_every_epochs > 0, "method.halve_every_epochs", self.halve_every_epochs, "must be positive")
+        _require(
+            self.stage2_epochs >= 0, "method.stage2_epochs", self.stage2_epochs, "use 0 or more"
+        )
+        _require(
+            self.stage1_epochs + self.stage2_epochs > 0,
+            "method.stage2_epochs",
+            self.stage2_epochs,
+            "nothing to train",
+        )
+        _require(
+            self.learning_rate > 0,
+            "method.learning_rate",
+            self.learning_rate,
+            "use a positive number",
+        )
+        _require(
+            self.halve_every_epochs > 0,
+            "method.halve_every_epochs",
+            self.halve_every_epochs,
+            "must be positive",
+        )
         _require(self.clip_norm > 0, "method.clip_norm", self.clip_norm, "use a positive number")
-        _require(self.crop_size >= 12, "method.crop_size", self.crop_size, "the blur's border needs at least 12")
+        _require(
+            self.crop_size >= 12,
+            "method.crop_size",
+            self.crop_size,
+            "the blur's border needs at least 12",
+        )
         _require(self.top_k > 0, "method.top_k", self.top_k, "keep at least one patch")
         _require(
-            0 < self.keep <= self.pool, "method.keep", self.keep, f"K must lie in 1..method.pool ({self.pool})"
+            0 < self.keep <= self.pool,
+            "method.keep",
+            self.keep,
+            f"K must lie in 1..method.pool ({self.pool})",
         )
 
 
@@ -298,4 +328,8 @@ def load_json(path: str | Path, kind: type = Experiment) -> Any:
 def changed_fields(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
     """Fields (name, old, new) that differ and would change what a continued run learns."""
     before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
-    return [(name, before[name], after[name]) for name in before if name not in FREE_FIELDS and before[name] != after[name]]
+    return [
+        (name, before[name], after[name])
+        for name in before
+        if name not in FREE_FIELDS and before[name] != after[name]
+    ]

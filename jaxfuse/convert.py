@@ -136,7 +136,9 @@ def entries(name: str) -> tuple[Entry, ...]:
 def normalise_names(modules: TorchModules) -> dict[str, dict[str, np.ndarray]]:
     """Published module names to ours, and `module.` prefixes (nn.DataParallel) removed."""
     return {
-        MODULE_NAMES.get(module, module): {name.removeprefix("module."): array for name, array in state.items()}
+        MODULE_NAMES.get(module, module): {
+            name.removeprefix("module."): array for name, array in state.items()
+        }
         for module, state in modules.items()
     }
 
@@ -150,7 +152,9 @@ def from_torch(name: str, modules: TorchModules) -> Params:
     """
     table = entries(name)
     given = normalise_names(modules)
-    shapes = {entry.path: shape for entry, shape in zip(table, _torch_shapes(name, table), strict=True)}
+    shapes = {
+        entry.path: shape for entry, shape in zip(table, _torch_shapes(name, table), strict=True)
+    }
     expected = {(entry.module, entry.name) for entry in table}
     missing = [e for e in table if e.name not in given.get(e.module, {})]
     if missing:

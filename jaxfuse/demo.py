@@ -32,7 +32,9 @@ def run(out: str | Path, steps_per_epoch: int = 0) -> None:
     target, other = open_source(data.target), open_source(data.external)
     selection = external.select(target, other, data, experiment.method.top_k)
     pictures.save_selection(selection, out / "alignment.png")
-    print(f"    {len(selection.stems)} of {selection.candidates} kept, means now {selection.error:.4f} grey levels off")
+    print(
+        f"    {len(selection.stems)} of {selection.candidates} kept, means now {selection.error:.4f} grey levels off"
+    )
 
     print("2/3 training: reconstruction, then fusion", flush=True)
     loop.run(experiment, out / "run")
@@ -49,10 +51,16 @@ def run(out: str | Path, steps_per_epoch: int = 0) -> None:
             pair = unseen[index]
             fused = predict.fuse(pair.visible, pair.infrared, weights=fuser)
             name = f"{pair.stem}_{sensor}"
-            for kind, image in (("visible", pair.visible), ("infrared", pair.infrared), ("fused", fused)):
+            for kind, image in (
+                ("visible", pair.visible),
+                ("infrared", pair.infrared),
+                ("fused", fused),
+            ):
                 images.write(out / "pictures" / f"{name}_{kind}.png", np.asarray(image))
             time_of_day = "night" if index == night else "day"
-            rows.append((f"{sensor} sensor, {time_of_day}", pair.visible, pair.infrared, np.asarray(fused)))
+            rows.append(
+                (f"{sensor} sensor, {time_of_day}", pair.visible, pair.infrared, np.asarray(fused))
+            )
     pictures.save_comparison(rows, out / "fused.png")
 
     print(f"\nDone in {time.monotonic() - began:.0f} s. Look at:")
@@ -61,6 +69,9 @@ def run(out: str | Path, steps_per_epoch: int = 0) -> None:
         ("alignment.png", "what Top-K alignment selected and did"),
         ("loss.png", "the loss of both stages"),
         ("pictures/", "each image by itself"),
-        ("run/", "the run: give the same command again and it continues; weights.safetensors is the model"),
+        (
+            "run/",
+            "the run: give the same command again and it continues; weights.safetensors is the model",
+        ),
     ):
         print(f"  {out / name}  {meaning}")

@@ -1,4 +1,4 @@
-"""Devices: start-up, mesh, shardings, host arrays to device arrays. Only this reads the environment."""
+"""Devices: mesh, shardings, host arrays to device arrays. The only reader of the environment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> dict[str, Any]:
-    """This process's rows as arrays sharded over the mesh. Row counts must divide by the devices."""
+    """This process's rows as arrays sharded over the mesh, whose devices must divide them."""
     devices = len(mesh.local_devices)
     for name, array in batch.items():
         if len(array) % devices:

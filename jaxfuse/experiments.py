@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 from pathlib import Path
 
-from jaxfuse.config import ConfigError, Experiment, load_json
+from jaxfuse.config import ConfigError, Experiment, UserError, load_json
 
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE / "presets", _PACKAGE.parent / "configs")
-"""Where presets lie: inside an installed wheel, and beside the package in a checkout."""
+PACKAGE = Path(__file__).resolve().parent
 
 
-def preset_files() -> dict[str, Path]:
-    """Preset names and their files."""
-    found: dict[str, Path] = {}
-    for folder in _FOLDERS:
-        for path in sorted(folder.glob("*.py")):
-            if not path.stem.startswith("_"):
-                found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+def preset_files(package: Path = PACKAGE) -> dict[str, Path]:
+    """Preset names and their files: in an installed wheel, or beside the package in a checkout."""
+    inside = package / "presets"
+    # Not both: beside an installed package lies what others installed.
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
 
 
 def describe_presets() -> dict[str, str]:
     """Preset names and the first line of their docstrings."""
-    import ast
-
     lines = {}
     for name, path in preset_files().items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or ""
@@ -34,7 +29,7 @@ def describe_presets() -> dict[str, str]:
 
 
 def find(name: str) -> Experiment:
-    """The experiment of a preset's name, a JSON config, a Python file with `get()`, or a run folder.
+    """The experiment of a preset's name, JSON config, Python file with `get()`, or run folder.
 
     Raises ConfigError, which lists the presets there are.
     """
@@ -47,16 +42,21 @@ def find(name: str) -> Experiment:
         files = preset_files()
         if name not in files:
             raise ConfigError(
-                f"no preset named {name!r}: choose one of {', '.join(files) or '(none installed)'}, "
+                f"no preset named {name!r}: choose one of {', '.join(files) or '(none here)'}, "
                 "or give a .json or .py file or a run folder"
             )
         path = files[name]
     elif not path.exists():
         raise ConfigError(f"{path}: no such file")
-    namespace = runpy.run_path(str(path))
-    if not callable(namespace.get("get")):
-        raise ConfigError(f"{path}: defines no get(): write `def get() -> Experiment:`")
-    experiment = namespace["get"]()
+    try:
+        namespace = runpy.run_path(str(path))
+        if not callable(namespace.get("get")):
+            raise ConfigError(f"{path}: defines no get(): write `def get() -> Experiment:`")
+        experiment = namespace["get"]()
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's and may raise anything
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}: mend this file") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"{path}: get() gave {type(experiment).__name__}, not an Experiment")
     return experiment

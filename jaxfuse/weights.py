@@ -81,7 +81,9 @@ def load_weights(path_or_name: str | Path) -> Weights:
         elif path.suffix == ".npz":
             flat, metadata = _read_npz(path)
         else:
-            raise WeightsError(f"{path}: unknown kind {path.suffix!r}: use .safetensors, .npz, .pth or .pt")
+            raise WeightsError(
+                f"{path}: unknown kind {path.suffix!r}: use .safetensors, .npz, .pth or .pt"
+            )
         if metadata.get("format") == FORMAT:
             return _from_ours(path, flat, metadata)
         return _from_modules(path, _modules_of(flat))
@@ -112,22 +114,32 @@ def export_weights(path: str | Path, weights: Weights) -> None:
         torch = _torch(path)
         published = {ours: theirs for theirs, ours in convert.MODULE_NAMES.items()}
         state = {
-            published.get(module, module): {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            published.get(module, module): {
+                name: torch.from_numpy(array.copy()) for name, array in arrays.items()
+            }
             for module, arrays in modules.items()
         }
         with _replacing(path) as temporary:
             torch.save(state, temporary)
         return
-    flat = {f"{module}/{name}": array for module, arrays in modules.items() for name, array in arrays.items()}
+    flat = {
+        f"{module}/{name}": array
+        for module, arrays in modules.items()
+        for name, array in arrays.items()
+    }
     _write_flat(path, flat, {"model": weights.name, "layout": "torch"})
 
 
-def convert_file(source: str | Path, target: str | Path, layout: Literal["jaxfuse", "torch"] = "jaxfuse") -> str:
+def convert_file(
+    source: str | Path, target: str | Path, layout: Literal["jaxfuse", "torch"] = "jaxfuse"
+) -> str:
     """Reads any known weights and writes them in one layout; tells what was done in one line."""
     weights = load_weights(source)
     target = Path(target)
     if target.suffix in TORCH_SUFFIXES and layout != "torch":
-        raise WeightsError(f"{target}: .pth is the published layout's kind: add --layout torch, or write .safetensors")
+        raise WeightsError(
+            f"{target}: .pth is the published layout's kind: add --layout torch, or write .safetensors"
+        )
     if layout == "torch":
         export_weights(target, weights)
     else:
@@ -151,15 +163,24 @@ def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
 
     name = metadata.get("model", "")
     if name not in MODELS:
-        raise WeightsError(f"{path}: holds a model {name!r} that this version does not have: {', '.join(sorted(MODELS))}")
+        raise WeightsError(
+            f"{path}: holds a model {name!r} that this version does not have: {', '.join(sorted(MODELS))}"
+        )
     expected = dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
-    for what, keys in (("lacks", expected.keys() - flat.keys()), ("has unknown", flat.keys() - expected.keys())):
+    for what, keys in (
+        ("lacks", expected.keys() - flat.keys()),
+        ("has unknown", flat.keys() - expected.keys()),
+    ):
         if keys:
-            raise WeightsError(f"{path}: {what} array {min(keys)!r} ({len(keys)} in all): not weights of {name}")
+            raise WeightsError(
+                f"{path}: {what} array {min(keys)!r} ({len(keys)} in all): not weights of {name}"
+            )
     params: Params = {}
     for key, like in expected.items():
         if flat[key].shape != like.shape:
-            raise WeightsError(f"{path}: {key} has shape {flat[key].shape}, {name} needs {like.shape}")
+            raise WeightsError(
+                f"{path}: {key} has shape {flat[key].shape}, {name} needs {like.shape}"
+            )
         *parents, leaf = key.split("/")
         node = params
         for parent in parents:
@@ -220,7 +241,9 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise WeightsError(f'{path}: {path.suffix} files need PyTorch: pip install "jaxfuse[convert]"') from error
+        raise WeightsError(
+            f'{path}: {path.suffix} files need PyTorch: pip install "jaxfuse[convert]"'
+        ) from error
     return torch
 
 
@@ -234,7 +257,9 @@ def _write_flat(path: Path, flat: dict[str, np.ndarray], about: dict[str, str]) 
         with _replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, __metadata__=np.array(json.dumps(about)), **flat)
     else:
-        raise WeightsError(f"{path}: cannot write {path.suffix!r}: use .safetensors or .npz (or .pth with --layout torch)")
+        raise WeightsError(
+            f"{path}: cannot write {path.suffix!r}: use .safetensors or .npz (or .pth with --layout torch)"
+        )
 
 
 @contextlib.contextmanager
@@ -247,7 +272,9 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise WeightsError(f"{path}: cannot be written ({reason}): free disk space or choose another folder") from error
+        raise WeightsError(
+            f"{path}: cannot be written ({reason}): free disk space or choose another folder"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -262,12 +289,22 @@ def _explained(path: Path) -> Iterator[None]:
     except convert.ConvertError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
-        raise WeightsError(f"{path}: damaged or not a weights file ({_first_line(error)}): get it again") from error
+        raise WeightsError(
+            f"{path}: damaged or not a weights file ({_first_line(error)}): get it again"
+        ) from error
     except Exception as error:
         # safetensors and the unpickler raise types of their own.
-        if type(error).__module__.split(".")[0] not in ("safetensors_rust", "safetensors", "pickle", "_pickle", "torch"):
+        if type(error).__module__.split(".")[0] not in (
+            "safetensors_rust",
+            "safetensors",
+            "pickle",
+            "_pickle",
+            "torch",
+        ):
             raise
-        raise WeightsError(f"{path}: damaged or not a weights file ({_first_line(error)}): get it again") from error
+        raise WeightsError(
+            f"{path}: damaged or not a weights file ({_first_line(error)}): get it again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,9 @@ def cuts(length: int, size: int, halo: int) -> tuple[Cut, ...]:
     if size >= length:
         return (Cut(0, 0, length),)
     if size <= 2 * halo:
-        raise ValueError(f"windows of {size} pixels leave nothing between halos of {halo}: use {2 * halo + 1} or more")
+        raise ValueError(
+            f"windows of {size} pixels leave nothing between halos of {halo}: use {2 * halo + 1} or more"
+        )
     step = size - 2 * halo
     count = math.ceil((length - 2 * halo) / step)
     starts = [min(i * step, length - size) for i in range(count)]
@@ -133,7 +135,10 @@ class _Sweep:
             if i + 1 < len(self.rows):
                 strip = self.io.submit(self._read, self.rows[i + 1])
             for column in self.columns:
-                windows = tuple(_copy(rows[None, :, column.start : column.start + self.window[1]]) for rows in maps)
+                windows = tuple(
+                    _copy(rows[None, :, column.start : column.start + self.window[1]])
+                    for rows in maps
+                )
                 written, partial = self.run_window(windows, self.needs, self._mask(row, column))
                 running.append((i, column, written, partial))
                 if len(running) > IN_FLIGHT:
@@ -145,11 +150,16 @@ class _Sweep:
         return dict(zip(self.step.gives, jax.tree.map(np.float32, self.total or ()), strict=True))
 
     def _read(self, row: Cut) -> list[np.ndarray]:
-        return [self.store.read(name, row.start, row.start + self.window[0]) for name in self.step.reads]
+        return [
+            self.store.read(name, row.start, row.start + self.window[0]) for name in self.step.reads
+        ]
 
     def _mask(self, row: Cut, column: Cut) -> np.ndarray:
         mask = np.zeros(self.window, np.float32)
-        mask[row.first - row.start : row.last - row.start, column.first - column.start : column.last - column.start] = 1
+        mask[
+            row.first - row.start : row.last - row.start,
+            column.first - column.start : column.last - column.start,
+        ] = 1
         return mask
 
     def _settle(self, i: int, column: Cut, written: tuple, partial: tuple) -> None:
@@ -158,7 +168,8 @@ class _Sweep:
         if column is self.columns[0]:
             shape = (row.last - row.first, self.width)
             maps = {
-                name: np.empty((*shape, channels), dtype) for name, (channels, dtype) in self.step.writes.items()
+                name: np.empty((*shape, channels), dtype)
+                for name, (channels, dtype) in self.step.writes.items()
             }
             self.unwritten.append(_Strip(row, maps))
         for name, window in zip(self.step.writes, written, strict=True):
@@ -207,18 +218,27 @@ def fuse_strips(
     }
     params = jax.tree.map(jnp.asarray, params)
     pixels = WINDOW_PIXELS.get(jax.default_backend(), OTHER_WINDOW_PIXELS)
-    layout = {name: spec for step in model.passes for name, spec in step.writes.items() if name != "image"}
+    layout = {
+        name: spec for step in model.passes for name, spec in step.writes.items() if name != "image"
+    }
     fused = np.empty((height, width, 1), np.float32)
     sums: dict[str, Any] = {}
     # One thread reads and writes maps, in the order it is told to, while the device computes.
-    with MapStore(height, width, layout, memory_budget, scratch) as store, ThreadPoolExecutor(1) as io:
+    with (
+        MapStore(height, width, layout, memory_budget, scratch) as store,
+        ThreadPoolExecutor(1) as io,
+    ):
         for name, image in (*inputs.items(), ("image", fused)):
             store.add(name, image)
         for number, step in enumerate(model.passes):
             size = window or choose_window(height, width, step.halo, pixels)
             size = (min(size[0], height), min(size[1], width))
             sums |= _Sweep(step, params, sums, store, io, (height, width), size).run()
-            later = {name for following in model.passes[number + 1 :] for name in (*following.reads, *following.writes)}
+            later = {
+                name
+                for following in model.passes[number + 1 :]
+                for name in (*following.reads, *following.writes)
+            }
             for name in step.reads:
                 if name not in later:
                     store.drop(name)

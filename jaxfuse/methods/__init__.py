@@ -16,7 +16,9 @@ METHODS: dict[str, Callable[..., Method]] = {
 def build(config, model: Model, facts: Facts) -> Method:
     """The method that `config.name` names. A wrong name raises with the list of right ones."""
     if config.name not in METHODS:
-        raise ValueError(f"no method named {config.name!r}: choose one of {', '.join(sorted(METHODS))}")
+        raise ValueError(
+            f"no method named {config.name!r}: choose one of {', '.join(sorted(METHODS))}"
+        )
     return METHODS[config.name](config, model, facts)
 
 

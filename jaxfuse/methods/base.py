@@ -24,7 +24,7 @@ progress runs from 0 to 1 over the stage. Only what is not linear in a batch mea
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
     """A stretch of training with one objective."""
 
@@ -44,7 +44,7 @@ class Stage:
         return self.start + self.steps
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Method:
     """A published way of training, as pure functions."""
 
@@ -94,7 +94,9 @@ def per_module(
         updates, new_state = {}, {}
         for name, grad in grads.items():
             if name in trained:
-                updates[name], new_state[name] = transforms[name].update(grad, state[name], params[name])
+                updates[name], new_state[name] = transforms[name].update(
+                    grad, state[name], params[name]
+                )
             else:
                 updates[name], new_state[name] = jax.tree.map(jnp.zeros_like, grad), state[name]
         return updates, new_state

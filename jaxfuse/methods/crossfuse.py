@@ -58,7 +58,11 @@ def reconstruction_objective(model: Model) -> Objective:
     """Stage I: 5 (1 - SSIM)/2 + MSE of both modalities, 2 * decomposition, 5 * gradient of the visible one."""
 
     def objective(
-        params: Params, examples: Batch, key: PRNGKey, progress: Scalar, axis_name: str | None = None
+        params: Params,
+        examples: Batch,
+        key: PRNGKey,
+        progress: Scalar,
+        axis_name: str | None = None,
     ) -> tuple[Scalar, Metrics]:
         visible, infrared = examples["visible"], examples["infrared"]
         result = model.reconstruct(params, visible, infrared)
@@ -73,7 +77,12 @@ def reconstruction_objective(model: Model) -> Objective:
             result.parts["high_infrared"],
             axis_name,
         )
-        loss = recon_visible + recon_infrared + DECOMPOSITION_WEIGHT * apart + GRADIENT_WEIGHT_1 * gradient
+        loss = (
+            recon_visible
+            + recon_infrared
+            + DECOMPOSITION_WEIGHT * apart
+            + GRADIENT_WEIGHT_1 * gradient
+        )
         return loss, {
             "reconstruction_visible": recon_visible,
             "reconstruction_infrared": recon_infrared,
@@ -90,7 +99,11 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
     """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive copy)."""
 
     def objective(
-        params: Params, examples: Batch, key: PRNGKey, progress: Scalar, axis_name: str | None = None
+        params: Params,
+        examples: Batch,
+        key: PRNGKey,
+        progress: Scalar,
+        axis_name: str | None = None,
     ) -> tuple[Scalar, Metrics]:
         visible, infrared = examples["visible"], examples["infrared"]
         fused = model.apply(params, visible, infrared)
@@ -157,7 +170,9 @@ def prepare_examples(config: CrossFuseConfig, target_means: tuple[float, ...] | 
                 "external/gamma": jnp.mean(aligned.gamma),
             }
         if config.flips:
-            visible, infrared = augment.paired_flips(augment.example_keys(key, index), visible, infrared)
+            visible, infrared = augment.paired_flips(
+                augment.example_keys(key, index), visible, infrared
+            )
         return {"visible": color.luma(visible), "infrared": infrared, "index": index}, notes
 
     return prepare
@@ -192,7 +207,11 @@ def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
         stages.append(Stage("reconstruction", 0, steps1, prepare, plain, objective, tx))
     if steps2:
         objective = fusion_objective(model, config)
-        stages.append(Stage("fusion", steps1, steps2, prepare, plain, objective, per_module(transforms, modules)))
+        stages.append(
+            Stage(
+                "fusion", steps1, steps2, prepare, plain, objective, per_module(transforms, modules)
+            )
+        )
     return Method("crossfuse", model.init, tuple(stages), lambda params: params)
 
 

@@ -59,7 +59,7 @@ class Pass(NamedTuple):
     """Pixels to either side that influence a pixel: the number of 3x3 convolutions in the pass."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A fusion network as pure functions. Parameters are a plain nested dict of float32 arrays."""
 
@@ -74,7 +74,9 @@ class Model:
     """The network as sweeps for images larger than memory. Empty where there is no exact way."""
 
 
-def functional(module: nnx.Module) -> tuple[Callable[[PRNGKey], Params], Callable[[Params], nnx.Module]]:
+def functional(
+    module: nnx.Module,
+) -> tuple[Callable[[PRNGKey], Params], Callable[[Params], nnx.Module]]:
     """Splits a module into `init(key) -> params` and `bind(params) -> module`.
 
     Each parameter says how it starts: `bound` b draws from U(-b, b), without it the value given at construction
@@ -82,7 +84,9 @@ def functional(module: nnx.Module) -> tuple[Callable[[PRNGKey], Params], Callabl
     """
     graph, state = nnx.split(module)
     flat = nnx.to_flat_state(state)
-    leaves = [(path, variable[...], variable.get_metadata().get("bound")) for path, variable in flat]
+    leaves = [
+        (path, variable[...], variable.get_metadata().get("bound")) for path, variable in flat
+    ]
     drawn = sum(value.size for _, value, bound in leaves if bound is not None)
 
     def init(key: PRNGKey) -> Params:

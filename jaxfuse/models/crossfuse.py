@@ -71,7 +71,9 @@ class ChannelAttention(nnx.Module):
         """Channels start..stop of (q, k, v)."""
         if self.dense:
             spatial = self.spatial[...][..., start:stop]
-            folded = jnp.einsum("im,hwmo->hwio", self.expand[...], spatial, precision=lax.Precision.HIGHEST)
+            folded = jnp.einsum(
+                "im,hwmo->hwio", self.expand[...], spatial, precision=lax.Precision.HIGHEST
+            )
             return conv3x3(x, folded)
         expanded = conv1x1(x, self.expand[...][:, start:stop])
         return depthwise3x3(expanded, self.spatial[...][..., start:stop], self.compute)
@@ -344,7 +346,9 @@ def create(compute: Compute) -> Model:
                     "pass the luma of the visible image and one infrared channel"
                 )
         if visible.shape != infrared.shape:
-            raise ValueError(f"crossfuse: visible {visible.shape} and infrared {infrared.shape} differ in shape")
+            raise ValueError(
+                f"crossfuse: visible {visible.shape} and infrared {infrared.shape} differ in shape"
+            )
 
     def apply(params: Params, visible: Gray, infrared: Gray) -> Fused:
         check(visible, infrared)
@@ -408,7 +412,10 @@ def _passes(compute: Compute) -> tuple[Pass, ...]:
 
     def add(program, name, halo, reads, needs, writes, gives, **parts: str) -> None:
         def select(params: Params) -> Params:
-            return {key: functools.reduce(dict.__getitem__, path.split("/"), params) for key, path in parts.items()}
+            return {
+                key: functools.reduce(dict.__getitem__, path.split("/"), params)
+                for key, path in parts.items()
+            }
 
         passes.append(Pass(name, program, select, reads, needs, writes, gives, halo))
 
@@ -420,16 +427,58 @@ def _passes(compute: Compute) -> tuple[Pass, ...]:
         name = f"encode {source}"
         of = [(f"{source}{i}",) for i in range(ENCODER_BLOCKS + 1)]
         add(first_sums, f"{name} 0", 2, (source,), (), {}, of[0], embed=first, next=at[0])
-        add(first_block, f"{name} 1", 4, (source,), of[0], x, of[1], embed=first, block=at[0], next=at[1])
+        add(
+            first_block,
+            f"{name} 1",
+            4,
+            (source,),
+            of[0],
+            x,
+            of[1],
+            embed=first,
+            block=at[0],
+            next=at[1],
+        )
         for i in range(1, ENCODER_BLOCKS - 1):
-            add(block, f"{name} {i + 1}", 3, ("x",), of[i], x, of[i + 1], block=at[i], next=at[i + 1])
-        add(last_block, f"{name} {ENCODER_BLOCKS}", 3, ("x",), of[-2], x, of[-1], block=at[-1], next=low)
+            add(
+                block,
+                f"{name} {i + 1}",
+                3,
+                ("x",),
+                of[i],
+                x,
+                of[i + 1],
+                block=at[i],
+                next=at[i + 1],
+            )
+        add(
+            last_block,
+            f"{name} {ENCODER_BLOCKS}",
+            3,
+            ("x",),
+            of[-2],
+            x,
+            of[-1],
+            block=at[-1],
+            next=low,
+        )
         name, halo = f"branches {source}", 2 * ENCODER_NODES
         if source == "visible":
             add(branches, name, halo, ("x",), of[-1], both, (), low=low, high=high)
         else:
             reads = ("x", "low", "high")
-            add(branches_added, name, halo, reads, of[-1], both, ("low",), low=low, high=high, next="fuse_low")
+            add(
+                branches_added,
+                name,
+                halo,
+                reads,
+                of[-1],
+                both,
+                ("low",),
+                low=low,
+                high=high,
+                next="fuse_low",
+            )
 
     at = [f"decoder/blocks/at{i}" for i in range(DECODER_BLOCKS)]
     of = [(f"decoder{i}",) for i in range(DECODER_BLOCKS)]
@@ -438,5 +487,14 @@ def _passes(compute: Compute) -> tuple[Pass, ...]:
     for i in range(DECODER_BLOCKS - 1):
         add(block, f"decode {i}", 3, ("x",), of[i], x, of[i + 1], block=at[i], next=at[i + 1])
     parts = {"block": at[-1], "narrow": "decoder/narrow", "output": "decoder/output"}
-    add(output, "output", 4, ("x", "visible"), of[-1], {"image": (1, jnp.dtype("float32"))}, (), **parts)
+    add(
+        output,
+        "output",
+        4,
+        ("x", "visible"),
+        of[-1],
+        {"image": (1, jnp.dtype("float32"))},
+        (),
+        **parts,
+    )
     return tuple(passes)

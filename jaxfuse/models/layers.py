@@ -104,7 +104,9 @@ def _shifted_backward(kept: tuple[Features, Array], cotangent: Features) -> tupl
         for j in range(3)
     ]
     zeros = [jnp.zeros((), jnp.float32)] * 9
-    rows = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (2,))
+    rows = lax.reduce(
+        products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (2,)
+    )
     to_kernel = jnp.stack([row.sum((0, 1)) for row in rows]).reshape(kernel.shape)
     return _taps(cotangent, kernel[::-1, ::-1]), to_kernel.astype(kernel.dtype)
 
@@ -127,7 +129,9 @@ def depthwise3x3(
     x: Features, kernel: Float[Array, "3 3 c"], compute: Compute = Compute(), reflect: bool = False
 ) -> Features:
     """Each channel convolved with its own 3x3 kernel; zero padding, or reflection of one pixel."""
-    lax_path = compute.depthwise == "lax" or (compute.depthwise == "auto" and jax.default_backend() == "gpu")
+    lax_path = compute.depthwise == "lax" or (
+        compute.depthwise == "auto" and jax.default_backend() == "gpu"
+    )
     convolve = _grouped if lax_path else _shifted
     if reflect:
         return convolve(reflect1(x), kernel)[:, 1:-1, 1:-1, :]
@@ -160,7 +164,9 @@ def _gated_forward(gate: Features, value: Features) -> tuple[Features, tuple[Fea
     return gated_gelu(gate, value), (gate, value)
 
 
-def _gated_backward(kept: tuple[Features, Features], cotangent: Features) -> tuple[Features, Features]:
+def _gated_backward(
+    kept: tuple[Features, Features], cotangent: Features
+) -> tuple[Features, Features]:
     # Keeps the two inputs only; plain differentiation would also keep the distribution function and its density.
     gate, value = kept
     g = gate.astype(jnp.float32)

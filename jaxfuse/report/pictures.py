@@ -1,18 +1,16 @@
-"""Pictures of a run: what alignment selected, how the loss fell, images side by side. PNG, by matplotlib."""
+"""Pictures of a run: what alignment selected, how the loss fell, images side by side. PNG."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from jaxfuse.config import UserError
 
@@ -22,17 +20,26 @@ if TYPE_CHECKING:
 INK, TARGET, BEFORE, AFTER = "#222222", "#444444", "#c9772c", "#2b6ca3"
 
 
-def _save(figure: plt.Figure, path: str | Path) -> None:
+class PictureError(UserError, ValueError):
+    """A picture that cannot be made; the message names the file and the remedy."""
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Writes the picture whole or not at all."""
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
         figure.savefig(temporary, dpi=110, format="png", facecolor="white")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): free space or name another folder") from error
+        raise PictureError(
+            f"{path}: cannot be written ({error.strerror or error}): "
+            "free disk space or name another place"
+        ) from error
     finally:
-        plt.close(figure)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def mosaic(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
@@ -47,14 +54,15 @@ def mosaic(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def save_selection(selection: Selection, path: str | Path, show: int = 48) -> None:
-    """The kept external patches before and after alignment, their infrared partners, and the channel means.
+    """The kept external patches before and after alignment, with their infrared partners.
 
-    Shows up to `show` patches, evenly spaced over the ranking so that the last kept ones are seen too.
+    Below them the channel means, the gamma curves and the distances. Shows up to `show` patches,
+    evenly spaced over the ranking, so that the last kept ones are seen too.
     """
     count = len(selection.stems)
     picked = np.unique(np.linspace(0, count - 1, min(show, count)).round().astype(int))
     columns = max(4, int(np.ceil(np.sqrt(len(picked) * 0.75))))
-    figure = plt.figure(figsize=(15, 8.6), layout="constrained")
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=[2.1, 1.0])
     infrared = np.repeat(selection.infrared, 3, axis=-1)
     for i, (title, images) in enumerate(
@@ -78,19 +86,23 @@ def save_selection(selection: Selection, path: str | Path, show: int = 48) -> No
         bars = means.bar(positions + offset, values, 0.26, color=colour, label=label)
         means.bar_label(bars, fmt="%.1f", fontsize=8)
     means.set_xticks(positions, ["red", "green", "blue"])
-    means.set_ylim(0, 1.35 * max(selection.target_means.max(), selection.before.max(), 1.0))
+    means.set_ylim(0, 1.35 * max(selection.target_means.max(), selection.before.max(), selection.after.max(), 1.0))
     means.set_ylabel("mean, grey levels")
     means.legend(fontsize=8, ncols=3, loc="upper left", frameon=False)
     curves = figure.add_subplot(grid[1, 1])
     x = np.linspace(0, 1, 256)
-    for gamma, colour, name in zip(selection.gamma, ("#b03030", "#3a8a3a", "#3050b0"), "RGB", strict=True):
-        curves.plot(255 * x, 255 * x ** (1 / gamma), color=colour, label=f"{name}: gamma {gamma:.2f}")
+    for gamma, colour, name in zip(
+        selection.gamma, ("#b03030", "#3a8a3a", "#3050b0"), "RGB", strict=True
+    ):
+        curves.plot(
+            255 * x, 255 * x ** (1 / gamma), color=colour, label=f"{name}: gamma {gamma:.2f}"
+        )
     curves.plot([0, 255], [0, 255], color="#bbbbbb", lw=0.8, zorder=0)
     curves.set_xlabel("grey level before")
     curves.set_ylabel("after")
     curves.legend(fontsize=8, frameon=False)
     ranking = figure.add_subplot(grid[1, 2])
-    ranking.plot(np.arange(1, count + 1), selection.distances, color=INK)
+    ranking.plot(np.arange(1, count + 1), selection.distances, ".-", ms=3, color=INK)
     ranking.set_xlabel("rank")
     ranking.set_ylabel("distance to the target, grey levels")
     ranking.set_ylim(bottom=0)
@@ -101,20 +113,41 @@ def save_selection(selection: Selection, path: str | Path, show: int = 48) -> No
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a run's log.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf8").splitlines() if line]
+    """The records of a run's log.jsonl, without a last line that a kill cut short.
+
+    Raises PictureError, naming file and line, for a line that is no record.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf8").splitlines(keepends=True)
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror}): name a run's log") from error
+    if lines and not lines[-1].endswith("\n"):
+        del lines[-1]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            records.append({"stage": record["stage"], "loss": record["loss"], **record})
+        except (ValueError, KeyError, TypeError) as error:
+            raise PictureError(
+                f"{path}: line {number} is no record of a run: name a run's log.jsonl"
+            ) from error
+    return records
 
 
 def save_loss_curve(log: str | Path, path: str | Path) -> None:
     """Training loss over steps, one panel a stage (their losses differ in kind), validation loss as dots."""
     records = read_log(log)
     if not records:
-        raise UserError(f"{log}: no records yet: let the run reach its first log step")
+        raise PictureError(f"{log}: no records yet: let the run reach its first log step")
     stages = list(dict.fromkeys(record["stage"] for record in records))
-    figure, axes = plt.subplots(1, len(stages), figsize=(5.5 * len(stages), 3.6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(5.5 * len(stages), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(stages), squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):
         own = [record for record in records if record["stage"] == stage]
-        axis.plot([r["step"] for r in own], [r["loss"] for r in own], color=AFTER, label="training loss")
+        axis.plot(
+            [r["step"] for r in own], [r["loss"] for r in own], color=AFTER, label="training loss"
+        )
         checked = [r for r in own if "validation_loss" in r]
         if checked:
             axis.plot(
@@ -132,11 +165,17 @@ def save_loss_curve(log: str | Path, path: str | Path) -> None:
     _save(figure, path)
 
 
-def save_comparison(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: str | Path) -> None:
+def save_comparison(
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: str | Path
+) -> None:
     """Visible, infrared and fused images side by side, a row each: (title, visible, infrared, fused), [0, 1]."""
     height, width = rows[0][1].shape[:2]
     figure, axes = plt.subplots(
-        len(rows), 3, figsize=(12, 12 / 3 * height / width * len(rows) + 0.4), layout="constrained", squeeze=False
+        len(rows),
+        3,
+        figsize=(12, 12 / 3 * height / width * len(rows) + 0.4),
+        layout="constrained",
+        squeeze=False,
     )
     for row, (title, *images) in zip(axes, rows, strict=True):
         for axis, name, image in zip(row, ("visible", "infrared", "fused"), images, strict=True):

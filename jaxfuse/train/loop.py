@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxfuse import distributed, weights
-from jaxfuse.checkpoint import Checkpoints, abstract_like
-from jaxfuse.config import ConfigError, Experiment, UserError, to_json
+from jaxfuse.checkpoint import CheckpointError, Checkpoints, abstract_like
+from jaxfuse.config import Experiment, UserError, to_dict
 from jaxfuse.methods import Method, Stage
 from jaxfuse.models import Model
 from jaxfuse.train import setup, steps
@@ -30,8 +32,11 @@ class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message says where it stopped, why, and what is saved."""
 
 
-class Preempted(Exception):
+class Preempted(UserError):  # noqa: N818 (nothing is wrong)
     """A signal asked the run to stop; everything up to now is saved."""
+
+    exit_code = 75
+    """What a program that ends by this returns: EX_TEMPFAIL, start me again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +44,62 @@ class Outcome:
     """How a run ended."""
 
     steps: int
-    loss: float
+    loss: float | None
+    """Mean training loss since the log line before the last; None where no step was left to do."""
     folder: Path
 
 
 def run(experiment: Experiment, folder: str | Path) -> Outcome:
-    """Trains `experiment` in `folder` to its end; a folder that holds the run already is continued.
+    """Trains `experiment` in `folder` to its end; a folder that holds the run is continued.
 
-    Raises Preempted after SIGTERM or SIGINT with everything saved; TrainingError where the loss is not finite;
-    RunFolderError, ConfigError, DataError and CheckpointError with file, value and remedy.
+    Raises Preempted after SIGTERM or SIGINT with everything saved; TrainingError where the loss is
+    not finite; RunFolderError, ConfigError, DataError and CheckpointError with file, value and
+    remedy. Whatever is wrong with config or data is found before a new folder is made.
     """
     folder = Path(folder)
     mesh = distributed.data_mesh(experiment.train.devices)
-    _check_devices(experiment, mesh)
-    if experiment.train.tensorboard:
-        import tensorboardX  # noqa: F401  (fails before a run folder is made)
-    continuing = setup.open_folder(folder, experiment)
+    setup.check(experiment, mesh.size)
+    continuing = setup.may_continue(folder, experiment)
     data = setup.open_data(experiment)
     model, method = setup.build(experiment, data.facts)
+    if not continuing:
+        setup.make_folder(folder, experiment)
     if data.selection is not None:
-        (folder / "selection.json").write_text(json.dumps(data.selection.summary(), indent=1), encoding="utf8")
-    checkpoints = Checkpoints(folder / "checkpoints", experiment.train.keep_last, experiment.train.keep_best)
-    replicated = distributed.replicated(mesh)
-    init = jax.jit(lambda key: init_state(method, key), out_shardings=replicated)
-    key = jax.random.key(experiment.seed)
-    notes: list[str] = []
-    if continuing and checkpoints.steps:
-        state, info, notes = checkpoints.restore(abstract_like(jax.eval_shape(init, key), replicated))
-        start = int(info["step"])
-        checkpoints.forget_after(start)
-        notes.append(f"continuing {folder} from step {start} of {method.steps}")
-    else:
-        state, start = init(key), 0
-    terminal = Terminal(method.steps, start)
-    for note in notes:
-        terminal.say(note)
-    writers: list[Writer] = [terminal, JsonLines(folder / "log.jsonl", start)]
-    if experiment.train.tensorboard:
-        writers.append(TensorBoard(folder / "tensorboard"))
-    session = _Session(experiment, folder, mesh, model, method, data, checkpoints, terminal, writers)
+        summary = json.dumps(data.selection.summary(), indent=1)
+        setup.write_text(folder / "selection.json", summary)
+    config = experiment.train
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.keep_best)
+    writers: list[Writer] = []
     try:
+        replicated = distributed.replicated(mesh)
+        init = jax.jit(lambda key: init_state(method, key), out_shardings=replicated)
+        key = jax.random.key(experiment.seed)
+        notes: list[str] = []
+        start = 0
+        if checkpoints.steps:
+            abstract = abstract_like(jax.eval_shape(init, key), replicated)
+            state, _, notes = checkpoints.restore(abstract)
+            start = int(state.step)
+            notes.append(f"continuing {folder} from step {start} of {method.steps}")
+        else:
+            state = init(key)
+        terminal = Terminal(method.steps, start)
+        writers += [terminal, JsonLines(folder / "log.jsonl", start)]
+        if config.tensorboard:
+            writers.append(TensorBoard(folder / "tensorboard", start))
+        for note in notes:
+            terminal.say(note)
+        session = _Session(
+            experiment, folder, mesh, model, method, data, checkpoints, terminal, writers
+        )
         with _stop_requests() as stop:
             return session.run(state, start, stop)
     finally:
+        # An error of the run itself must not be hidden by one of these.
         for writer in writers:
-            writer.close()
-        with contextlib.suppress(Exception):  # an error of the run itself must not be hidden by this one
+            with contextlib.suppress(OSError):
+                writer.close()
+        with contextlib.suppress(CheckpointError):
             checkpoints.close()
 
 
@@ -104,7 +119,7 @@ class _Session:
         config, method = self.experiment.train, self.method
         if step >= method.steps:
             self.terminal.say(f"{self.folder}: already complete ({method.steps} steps)")
-            return Outcome(step, float("nan"), self.folder)
+            return Outcome(step, None, self.folder)
         batches = self.data.pipeline.batches(step)
         stage: Stage | None = None
         pending: list[dict[str, Any]] = []
@@ -119,24 +134,30 @@ class _Session:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = take(state, batch)
                 step += 1
-                pending.append({name: value for name, value in metrics.items() if value.ndim == 0})
+                pending.append({name: x for name, x in metrics.items() if x.ndim == 0})
                 self.terminal.advance(step, stage.name)
-                saving = step % config.checkpoint_every == 0 or step in (stage.stop, method.steps) or stop.is_set()
+                stopping = stop.is_set() and step < method.steps
+                saving = stopping or step % config.checkpoint_every == 0 or step == stage.stop
                 if saving or step % config.log_every == 0:
                     record = self._summary(state, step, stage, pending, since)
-                    if saving:
+                    if saving and not stopping:  # who asked to stop may not wait for long
                         record |= self._validate(state, stage)
-                        self._save(state, step, stage, record)
+                    # Logged first: a checkpoint on disk then means that the log reaches it.
                     for writer in self.writers:
                         writer.write(record)
+                    if saving:
+                        self._save(state, step, stage, record)
                     pending, since = [], time.monotonic()
-                if stop.is_set() and step < method.steps:
+                if stopping:
                     self.checkpoints.wait()
-                    raise Preempted(f"{self.folder}: stopped on request, step {step} of {method.steps} is saved")
+                    raise Preempted(
+                        f"{self.folder}: stopped on request, step {step} of {method.steps} is "
+                        "saved: give the same command again to continue"
+                    )
         finally:
             batches.close()
         self.checkpoints.wait()
-        return Outcome(step, record.get("loss", float("nan")), self.folder)
+        return Outcome(step, record["loss"], self.folder)
 
     def _step(self, stage: Stage) -> steps.Step:
         accumulate = self.experiment.train.accumulate
@@ -146,40 +167,59 @@ class _Session:
         return lambda state, batch: compiled(state, distributed.to_devices(batch, self.mesh))
 
     def _summary(
-        self, state: TrainState, step: int, stage: Stage, pending: list[dict[str, Any]], since: float
+        self,
+        state: TrainState,
+        step: int,
+        stage: Stage,
+        pending: list[dict[str, Any]],
+        since: float,
     ) -> dict[str, Any]:
-        """Means of the steps since the last log line; the one place where the host waits for the devices."""
+        """Means of the steps since the last log line.
+
+        The one place where the host waits for the devices.
+        """
         values, bad_step = jax.device_get((pending, state.bad_step))
         if int(bad_step) >= 0:
             self._stop_at(int(bad_step))
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         rate = len(values) / max(time.monotonic() - since, 1e-9)
-        return {"step": step, "stage": stage.name, "time": time.time(), "steps_per_second": rate, **means}
+        return {
+            "step": step,
+            "stage": stage.name,
+            "time": time.time(),
+            "steps_per_second": rate,
+            **means,
+        }
 
     def _stop_at(self, bad_step: int) -> None:
+        with contextlib.suppress(CheckpointError):  # this error is the one to hear of
+            self.checkpoints.wait()
         saved = self.checkpoints.steps
         pipeline = self.data.pipeline
-        examples = pipeline.describe(bad_step, pool=self.experiment.method.alignment == "online")
+        online = self.experiment.method.alignment == "online"
+        last = f"step {saved[-1]} in {self.checkpoints.folder}" if saved else "none yet"
         raise TrainingError(
-            f"step {bad_step}: the loss or its gradient is not finite. Batch indices "
-            f"{[int(i) for i in pipeline.indices(bad_step)]}: {'; '.join(examples)}. "
-            f"The last good checkpoint is {f'step {saved[-1]} in {self.checkpoints.folder}' if saved else 'none yet'}: "
-            "look at these images, or lower method.learning_rate, and train again"
+            f"{self.folder}: step {bad_step}: the loss or its gradient is not finite. Batch "
+            f"indices {pipeline.indices(bad_step).tolist()}: "
+            f"{'; '.join(pipeline.describe(bad_step, pool=online))}. "
+            f"Last good checkpoint: {last}. Look at these images, or lower "
+            f"method.learning_rate = {self.experiment.method.learning_rate} in a new run"
         )
 
     def _validate(self, state: TrainState, stage: Stage) -> dict[str, float]:
-        if not self.data.validation:
+        """The mean loss of the validation batches, weighted by how many patches each adds."""
+        batches = self.data.validation
+        if not batches:
             return {}
         evaluate = steps.make_validation(stage, self.mesh)
-        losses = [evaluate(state, distributed.to_devices(batch, self.mesh)) for batch in self.data.validation]
-        return {"validation_loss": float(np.mean(jax.device_get(losses)))}
+        losses = [evaluate(state, distributed.to_devices(batch, self.mesh)) for batch in batches]
+        patches = [float(batch["weight"].sum()) for batch in batches]
+        mean = np.average(np.array(jax.device_get(losses), np.float64), weights=patches)
+        return {"validation_loss": float(mean)}
 
     def _save(self, state: TrainState, step: int, stage: Stage, record: dict[str, Any]) -> None:
-        info = {"step": step, "stage": stage.name, "config": json.loads(to_json(self.experiment))}
-        merit = record.get("validation_loss", record["loss"])
-        self.checkpoints.save(
-            step, state, info, {"loss": float(merit), "stage": float(self.method.stages.index(stage))}
-        )
+        info = {"step": step, "stage": stage.name, "config": to_dict(self.experiment)}
+        # Weights first: a run whose last checkpoint is on disk has its final weights.
         if jax.process_index() == 0:
             metadata = {
                 "experiment": self.experiment.name,
@@ -188,23 +228,23 @@ class _Session:
                 "config": json.dumps(info["config"]),
             }
             params = jax.device_get(self.method.deploy(state.params))
-            weights.save_weights(self.folder / "weights.safetensors", self.model.name, params, metadata)
-
-
-def _check_devices(experiment: Experiment, mesh: Mesh) -> None:
-    fields = {"train.batch_size": experiment.train.batch_size}
-    if experiment.method.alignment == "online":
-        fields |= {"method.pool": experiment.method.pool, "method.keep": experiment.method.keep}
-    for field, value in fields.items():
-        if value % mesh.size:
-            raise ConfigError(
-                f"{field} = {value} cannot be split over {mesh.size} devices: use a multiple, or set train.devices"
-            )
+            path = self.folder / "weights.safetensors"
+            weights.save_weights(path, self.model.name, params, metadata)
+        # One loss ranks all: a checkpoint without the validation the others have is never best.
+        merit = "validation_loss" if self.data.validation else "loss"
+        ranks = {
+            "loss": record.get(merit, float("nan")),
+            "stage": float(self.method.stages.index(stage)),
+        }
+        self.checkpoints.save(step, state, info, ranks)
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that the loop can end a step and save; a second SIGINT interrupts."""
+    """An event that SIGTERM and SIGINT set, so that the loop can end a step and save.
+
+    A second SIGINT interrupts at once.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -214,6 +254,13 @@ def _stop_requests() -> Iterator[threading.Event]:
         if event.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         event.set()
+        if number == signal.SIGINT:
+            # Not print: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError, ValueError):
+                os.write(
+                    sys.stderr.fileno(),
+                    b"\nsaving after this step; Ctrl-C again stops at once and loses it\n",
+                )
 
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

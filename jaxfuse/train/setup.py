@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -10,9 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxfuse import __version__
-from jaxfuse import methods, models
-from jaxfuse.config import ConfigError, Experiment, UserError, changed_fields, load_json, to_json
+from jaxfuse import __version__, methods, models
+from jaxfuse.config import (
+    ConfigError,
+    Experiment,
+    UserError,
+    changed_fields,
+    load_json,
+    to_json,
+)
 from jaxfuse.data.patches import PatchIndex
 from jaxfuse.data.pipeline import Pipeline, validation_batches
 from jaxfuse.data.sources import open_source
@@ -28,42 +35,90 @@ class RunFolderError(UserError, ValueError):
     """A run folder that cannot be used; the message names it and the remedy."""
 
 
-def open_folder(folder: Path, experiment: Experiment) -> bool:
-    """Makes a new run folder, or checks that an existing one may be continued; tells which (True: continue).
+def check(experiment: Experiment, devices: int) -> None:
+    """Raises ConfigError for settings that do not go together on so many devices."""
+    train, method = experiment.train, experiment.method
+    if experiment.model.name not in models.MODELS:
+        raise ConfigError(
+            f"model.name = {experiment.model.name!r}: choose one of "
+            f"{', '.join(sorted(models.MODELS))}"
+        )
+    rows = {"train.batch_size": train.batch_size}
+    if method.alignment == "online":
+        rows |= {"method.pool": method.pool, "method.keep": method.keep}
+    for field, value in rows.items():
+        if value % devices:
+            raise ConfigError(
+                f"{field} = {value} cannot be split over {devices} devices: "
+                "use a multiple, or set train.devices"
+            )
+    examples = train.batch_size + (method.keep if method.alignment == "online" else 0)
+    if train.strategy == "pmap":
+        examples //= devices
+    if examples % train.accumulate:
+        raise ConfigError(
+            f"train.accumulate = {train.accumulate}: must divide the {examples} examples of a step"
+            f"{' on each device' if train.strategy == 'pmap' else ''}"
+            f"{' (batch and external patches)' if method.alignment == 'online' else ''}"
+        )
+    if train.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "train.tensorboard = True: needs tensorboardX: "
+            'pip install "jaxfuse[tensorboard]", or set it to False'
+        )
 
-    Raises RunFolderError for a folder of another version or of something else, and for a changed config, naming the
-    first field that differs.
+
+def may_continue(folder: Path, experiment: Experiment) -> bool:
+    """Whether the folder holds this run already. False: it is new, and `make_folder` comes next.
+
+    Raises RunFolderError for a folder of another version or of something else, and for a changed
+    config, naming the first field that differs.
     """
-    marker, config = folder / "run.json", folder / "config.json"
-    if marker.exists():
-        try:
-            found = json.loads(marker.read_text(encoding="utf8"))
-        except ValueError:
-            found = {}
-        if found.get("format") != FORMAT:
-            raise RunFolderError(
-                f"{folder}: written by jaxfuse {found.get('jaxfuse', 'unknown')} (run format {found.get('format')}), this is "
-                f"{__version__} (run format {FORMAT}): continue it with that version, or name another folder"
-            )
-        changed = changed_fields(load_json(config), experiment)
-        if changed:
-            name, old, new = changed[0]
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise RunFolderError(
-                f"{folder}: this run has {name} = {old!r}, now asked for {new!r}{more}: set it back to continue, "
-                "or name another folder"
-            )
-        return True
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder}: not empty and not a run of jaxfuse: name another folder")
+    marker = folder / "run.json"
+    if not marker.exists():
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"{folder}: is a file: name a folder")
+        # A start that was killed leaves at most these.
+        if folder.exists() and {p.name for p in folder.iterdir()} - {
+            "config.json",
+            "config.json.tmp",
+            "run.json.tmp",
+        }:
+            raise RunFolderError(f"{folder}: not empty and not a run of jaxfuse: name another one")
+        return False
+    try:
+        found = json.loads(marker.read_text(encoding="utf8"))
+    except ValueError:
+        found = None
+    found = found if isinstance(found, dict) else {}
+    if found.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{folder}: written by jaxfuse {found.get('jaxfuse', 'unknown')} (run format "
+            f"{found.get('format', 'unknown')}), this is {__version__} (run format {FORMAT}): "
+            "continue it with that version, or name another folder"
+        )
+    changed = changed_fields(load_json(folder / "config.json"), experiment)
+    if changed:
+        name, old, new = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise RunFolderError(
+            f"{folder}: this run has {name} = {old!r}, now asked for {new!r}{more}: "
+            "set it back to continue, or name another folder"
+        )
+    return True
+
+
+def make_folder(folder: Path, experiment: Experiment) -> None:
+    """Makes a new run folder with its config."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(config, to_json(experiment))
+    write_text(folder / "config.json", to_json(experiment))
     # Written last: a folder with a marker has a config.
-    _write(marker, json.dumps({"format": FORMAT, "jaxfuse": __version__}) + "\n")
-    return False
+    marker = {"format": FORMAT, "jaxfuse": __version__}
+    write_text(folder / "run.json", json.dumps(marker) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf8")
     os.replace(temporary, path)
@@ -81,7 +136,7 @@ class Data:
 
 
 def open_data(experiment: Experiment) -> Data:
-    """Opens the sets, runs offline alignment, builds the pipeline. Raises DataError or ConfigError."""
+    """Opens the sets, aligns offline, builds the pipeline. Raises DataError or ConfigError."""
     data, method, train = experiment.data, experiment.method, experiment.train
     target = open_source(data.target)
     extra = pool = selection = means = None
@@ -92,7 +147,8 @@ def open_data(experiment: Experiment) -> Data:
             extra = (selection.visible, selection.infrared)
         else:
             pool = external
-            means = tuple(float(m) for m in target_means(target, data))
+            red, green, blue = target_means(target, data).tolist()
+            means = (red, green, blue)
             available = len(PatchIndex(external, data.patch_size, data.stride))
             if method.pool > available:
                 raise ConfigError(

@@ -21,11 +21,14 @@ class TrainState(NamedTuple):
     key: PRNGKey
     """The run's key; never advanced, step s uses fold_in(key, s)."""
     bad_step: Array
-    """int32 (): the first step whose loss or gradient was not finite, else -1. Parameters stay from there on."""
+    """int32 (): the first step whose loss or gradient was not finite, else -1.
+
+    Parameters stay from there on.
+    """
 
 
 def init_state(method: Method, key: PRNGKey) -> TrainState:
-    """A fresh state. Run it under jit with out_shardings, so that nothing is made on one device and copied."""
+    """A fresh state. Under jit with out_shardings nothing is made on one device and copied."""
     params_key, run_key = jax.random.split(key)
     params = method.init(params_key)
     return TrainState(

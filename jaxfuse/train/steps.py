@@ -13,6 +13,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxfuse.config import ConfigError
 from jaxfuse.methods import Stage
 from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 from jaxfuse.train.state import TrainState
@@ -21,20 +22,29 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def update(
-    state: TrainState, batch: Batch, *, stage: Stage, accumulate: int = 1, axis_name: str | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    stage: Stage,
+    accumulate: int = 1,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step of a stage. Metrics are of the parameters before it.
 
-    batch: this device's rows, or all rows under jit. accumulate: parts the examples are split into, whose gradients
-    are averaged. axis_name: the mapped axis under pmap; gradients and metrics are averaged over it.
-    A loss or gradient that is not finite leaves parameters and optimizer as they are and sets `bad_step`.
+    batch: this device's rows, or all rows under jit. accumulate: parts the examples are split into,
+    whose gradients are averaged: the whole batch's where the loss is a mean over examples, which a
+    term with a batch mean inside a ratio (the decomposition) is not. axis_name: the mapped axis
+    under pmap; gradients and metrics are averaged over it. A loss or gradient that is not finite
+    leaves parameters and optimizer as they are, from then on, and sets `bad_step`.
     """
     key = jax.random.fold_in(state.key, state.step)
     progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
     with jax.named_scope("prepare"):
         examples, notes = stage.prepare(batch, key, axis_name)
     with jax.named_scope("gradient"):
-        loss, metrics, grads = _value_and_grad(stage, state.params, examples, key, progress, axis_name, accumulate)
+        loss, metrics, grads = _value_and_grad(
+            stage, state.params, examples, key, progress, axis_name, accumulate
+        )
         if axis_name is not None:
             loss, metrics, grads = lax.pmean((loss, metrics, grads), axis_name)
     norm = optax.tree.norm(grads)
@@ -43,7 +53,9 @@ def update(
         params = optax.apply_updates(state.params, updates)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.bad_step < 0)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+        lambda new, old: jnp.where(good, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
     )
     bad_step = jnp.where(good | (state.bad_step >= 0), state.bad_step, state.step)
     new_state = TrainState(state.step + 1, params, opt_state, state.key, bad_step)
@@ -65,9 +77,9 @@ def _value_and_grad(
         return loss, metrics, grads
     count = len(next(iter(examples.values())))
     if count % parts:
-        raise ValueError(
-            f"train.accumulate = {parts} must divide the {count} examples of a step on each device "
-            "(target pairs and kept external patches together)"
+        raise ConfigError(
+            f"train.accumulate = {parts}: must divide the {count} examples of a step on each "
+            "device (target pairs and kept external patches together)"
         )
 
     def split(x: Array) -> Array:
@@ -80,15 +92,16 @@ def _value_and_grad(
 
     pieces = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(lambda p: run(params, p, key, progress, axis_name), first)
-    (loss, metrics), grads = shapes
+    (loss, metrics), grads = jax.eval_shape(
+        lambda part: run(params, part, key, progress, axis_name), first
+    )
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads))
     total, _ = lax.scan(body, zero, pieces)
     return jax.tree.map(lambda x: x / parts, total)
 
 
 def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
-    """`update` under jit: state replicated over the mesh, batch rows sharded over its `data` axis, state donated."""
+    """`update` under jit: state replicated over the mesh and donated, batch rows sharded."""
     replicated = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(
@@ -131,7 +144,9 @@ def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def split(x: Any) -> Any:
             if len(x) % len(devices):
-                raise ValueError(f"a batch of {len(x)} rows cannot be split over {len(devices)} devices")
+                raise ValueError(
+                    f"a batch of {len(x)} rows cannot be split over {len(devices)} devices"
+                )
             return np.reshape(x, (len(devices), len(x) // len(devices), *x.shape[1:]))
 
         return mapped(state, jax.tree.map(split, batch))

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a JSON-lines file, TensorBoard, the terminal. Written by process 0 only."""
+"""Where a run's numbers go: a JSON-lines file, TensorBoard, the terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import json
 import math
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from jaxfuse.config import UserError
+
+
+class LogError(UserError, OSError):
+    """A log that cannot be written; the message names the file and the remedy."""
 
 
 class Writer(Protocol):
@@ -25,21 +37,34 @@ class Writer(Protocol):
 class JsonLines:
     """`log.jsonl`: one JSON object a line, with step, stage, time and every scalar.
 
-    On continuing from `step`, lines of later steps (lost with the killed run) are dropped first.
+    A number that is not finite is null. On continuing from `step`, lines of later steps (lost with
+    the killed run) are dropped first.
     """
 
     def __init__(self, path: Path, step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf8").splitlines() if _step_of(line) <= step]
-            replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf8")
+            lines = path.read_text(encoding="utf8").splitlines()
+            replacement = path.with_name(path.name + ".tmp")
+            replacement.write_text(
+                "".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf8"
+            )
             os.replace(replacement, path)
         self._file = path.open("a", encoding="utf8")
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        record = {
+            name: None if isinstance(x, float) and not math.isfinite(x) else x
+            for name, x in record.items()
+        }
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise LogError(
+                f"{self.path}: cannot be written ({error.strerror}): free disk space, then give "
+                "the same command again to continue"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -54,34 +79,33 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """TensorBoard event files, through tensorboardX (no TensorFlow)."""
+    """TensorBoard event files, through tensorboardX (no TensorFlow).
 
-    def __init__(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                'train.tensorboard = True needs tensorboardX: pip install "jaxfuse[tensorboard]", or set it to False'
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+    On continuing from `step`, TensorBoard is told to forget what came later.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
             if isinstance(value, (int, float)) and name not in ("step", "time"):
                 self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
 
 class Terminal:
-    """A progress bar with steps/s, time left and the losses on a terminal; plain lines elsewhere."""
+    """On a terminal a bar with steps/s, time left and the losses; plain lines elsewhere."""
 
     def __init__(self, total: int, start: int, stream: Any = None):
         self._stream = stream or sys.stderr
         self._total = total
         self._progress: Progress | None = None
-        self._began, self._start = time.monotonic(), start
         if self._stream.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -93,7 +117,9 @@ class Terminal:
                 TextColumn("{task.fields[losses]}"),
                 console=Console(file=self._stream),
             )
-            self._task = self._progress.add_task("compiling", total=total, completed=start, rate="", losses="")
+            self._task = self._progress.add_task(
+                "compiling", total=total, completed=start, rate="", losses=""
+            )
             self._progress.start()
 
     def advance(self, step: int, stage: str) -> None:
@@ -102,16 +128,19 @@ class Terminal:
             self._progress.update(self._task, completed=step, description=stage)
 
     def write(self, record: dict[str, Any]) -> None:
-        step, rate = record["step"], record.get("steps_per_second", 0.0)
+        step, rate = record["step"], record["steps_per_second"]
         losses = f"loss {record['loss']:.4f}"
         if "validation_loss" in record:
             losses += f"  validation {record['validation_loss']:.4f}"
         if self._progress:
-            self._progress.update(self._task, completed=step, rate=f"{rate:.2f} steps/s", losses=losses)
+            self._progress.update(
+                self._task, completed=step, rate=f"{rate:.2f} steps/s", losses=losses
+            )
             return
-        left = (self._total - step) / rate if rate else math.nan
+        left = _duration((self._total - step) / rate)
         print(
-            f"{record['stage']}  step {step}/{self._total}  {losses}  {rate:.2f} steps/s  {_duration(left)} left",
+            f"{record['stage']}  step {step}/{self._total}  {losses}  "
+            f"{rate:.2f} steps/s  {left} left",
             file=self._stream,
             flush=True,
         )
@@ -119,7 +148,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -129,8 +158,6 @@ class Terminal:
 
 
 def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,179 @@
+"""Fusing arrays of any size with a trained network: load once, call often."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+
+from jaxfuse import weights as weight_files
+from jaxfuse.config import UserError
+from jaxfuse.infer.strips import fuse_strips
+from jaxfuse.infer.tiles import compiled, fuse_tiles
+from jaxfuse.models import Model, create
+from jaxfuse.ops import color
+from jaxfuse.shapes import Params
+
+Way = Literal["auto", "whole", "strips", "tiles"]
+Stretch = Literal["none", "minmax"]
+
+DEFAULT_WEIGHTS = "crossfuse"
+"""The packaged weights used where none are named."""
+
+WHOLE_PIXELS = {"cpu": 64 * 64}
+OTHER_WHOLE_PIXELS = 1 << 20
+"""Up to this many pixels, by backend, one program over the whole image is best. On a CPU windows that stay in the
+cache are faster from small images on, and need a fraction of the memory (bench/results)."""
+
+
+class ImageError(UserError, ValueError):
+    """Images that cannot be fused; the message says what was found and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuser:
+    """A trained network, ready to call: `fuser(visible, infrared)`."""
+
+    name: str
+    params: Params
+    metadata: dict[str, str]
+    model: Model
+
+    def __call__(
+        self,
+        visible: np.ndarray,
+        infrared: np.ndarray,
+        *,
+        method: Way = "auto",
+        stretch: Stretch = "none",
+    ) -> np.ndarray:
+        """See `fuse`."""
+        return fuse(visible, infrared, self, method=method, stretch=stretch)
+
+
+def load(
+    path_or_name: str | Path | None = None,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Fuser:
+    """A trained network from a weights file, a run folder, or the name of packaged weights (None: the default ones).
+
+    Raises WeightsError, which says what there is.
+    """
+    read = weight_files.load_weights(
+        DEFAULT_WEIGHTS if path_or_name in (None, "") else path_or_name
+    )
+    params = jax.tree.map(jax.numpy.asarray, read.params)
+    return Fuser(read.name, params, read.metadata, create(read.name, compute_dtype))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_cached(path_or_name: str | None, stamp: object) -> Fuser:
+    return load(path_or_name)
+
+
+def _fuser(weights: Fuser | str | Path | None) -> Fuser:
+    if isinstance(weights, Fuser):
+        return weights
+    name = None if weights in (None, "") else str(weights)
+    path = weight_files.find(name or DEFAULT_WEIGHTS)
+    # A file that training has replaced meanwhile is read again.
+    return _load_cached(name, (path, path.stat().st_mtime_ns))
+
+
+def fuse(
+    visible: np.ndarray,
+    infrared: np.ndarray,
+    weights: Fuser | str | Path | None = None,
+    *,
+    method: Way = "auto",
+    stretch: Stretch = "none",
+) -> np.ndarray:
+    """Fuses a visible and an infrared image of the same scene.
+
+    visible: (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4, alpha dropped). infrared: (h, w), (h, w, 1), or
+    (h, w, 3) with equal channels. Each uint8, uint16, or float in [0, 1]; any size from 1x1.
+    weights: what `load` takes, or a `Fuser`.
+    method: "whole" runs one program over the image; "strips" gives the same in bounded memory; "auto" picks one of
+    the two; "tiles" is approximate, independent overlapping tiles.
+    stretch: "minmax" spreads the fused luma over [0, 1] as the published test script does.
+    Returns height and width of the input, RGB where visible is colour and (h, w) else, in visible's dtype (rounded).
+    Colours (CbCr, BT.601) are the visible image's. Raises ImageError for sizes that differ, NaN, levels outside [0, 1].
+    """
+    for value, known, what in (
+        (method, get_args(Way), "method"),
+        (stretch, get_args(Stretch), "stretch"),
+    ):
+        if value not in known:
+            raise ImageError(f"{what} = {value!r}: choose one of {', '.join(known)}")
+    fuser = _fuser(weights)
+    visible, infrared = np.asarray(visible), np.asarray(infrared)
+    rgb = _unit(visible, "visible", (1, 3, 4))[..., :3]
+    heat = _one_channel(_unit(infrared, "infrared", (1, 3)))
+    if rgb.shape[:2] != heat.shape[:2]:
+        raise ImageError(
+            f"visible is {rgb.shape[0]}x{rgb.shape[1]} and infrared {heat.shape[0]}x{heat.shape[1]} pixels (height x "
+            "width): register the pair first, both images must show the same scene at the same size"
+        )
+    luma = np.asarray(color.luma(rgb))
+    fused = _fuse_luma(fuser, luma, heat, method)[:, :, None]
+    if stretch == "minmax":
+        low, high = float(fused.min()), float(fused.max())
+        fused = (fused - low) / (high - low) if high > low else fused
+    result = np.asarray(color.replace_luma(rgb, fused))
+    if result.shape[-1] == 1:
+        result = result[:, :, 0]
+    if visible.dtype == np.uint8 or visible.dtype == np.uint16:
+        top = np.iinfo(visible.dtype).max
+        return np.rint(np.clip(result, 0.0, 1.0) * top).astype(visible.dtype)
+    return result.astype(visible.dtype)
+
+
+def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way) -> np.ndarray:
+    """Fused luma (h, w) of (h, w, 1) float32 images in [0, 1]."""
+    if method == "auto":
+        limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
+        method = "whole" if luma.size <= limit or not fuser.model.passes else "strips"
+    if method == "tiles":
+        return fuse_tiles(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
+    if method == "strips":
+        return fuse_strips(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
+    return np.asarray(compiled(fuser.model)(fuser.params, luma[None], infrared[None]))[0, :, :, 0]
+
+
+def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray:
+    """float32 (h, w, c) in [0, 1]."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in channels or 0 in image.shape:
+        raise ImageError(
+            f"{name} has shape {image.shape}: give (height, width) or (height, width, channels) with channels in {channels}"
+        )
+    if image.dtype == np.uint8 or image.dtype == np.uint16:
+        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    if not np.issubdtype(image.dtype, np.floating):
+        raise ImageError(f"{name} has dtype {image.dtype}: give uint8, uint16, or float in [0, 1]")
+    bad = int(np.count_nonzero(~np.isfinite(image)))
+    if bad:
+        raise ImageError(f"{name} holds {bad} values that are NaN or infinite: replace them first")
+    low, high = float(image.min()), float(image.max())
+    if low < 0.0 or high > 1.0:
+        raise ImageError(
+            f"{name} spans {low:g} to {high:g}: floats must lie in [0, 1]; divide by the largest level"
+        )
+    return image.astype(np.float32)
+
+
+def _one_channel(infrared: np.ndarray) -> np.ndarray:
+    if infrared.shape[2] == 1:
+        return infrared
+    spread = float(np.ptp(infrared, axis=2).max())
+    if spread > 2.0 / 255.0:
+        raise ImageError(
+            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: it is a pseudo-colour "
+            "picture; give the camera's grey export"
+        )
+    return infrared.mean(axis=2, keepdims=True, dtype=np.float32)
