@@ -1,7 +1,7 @@
 """Everything that defines a training run: frozen dataclasses, their checks, JSON in and out.
 
-A config holds numbers, strings and tuples only, never arrays or functions: a `Literal` name picks from a
-table. It is saved beside every run and is enough, with the commit, to run it again.
+A config holds numbers, strings and tuples only, never arrays or functions: a `Literal` name picks
+from a table. It is saved beside every run and is enough, with the commit, to run it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import msgspec
 
 
 class UserError(Exception):
-    """Base of every error a user can mend; its message is one line: file, value, remedy. The command line prints it."""
+    """Base of every error a user can mend; its message is one line: file, value, remedy. The
+    command line prints it.
+    """
 
 
 class ConfigError(UserError, ValueError):
@@ -37,10 +39,12 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the feature maps. Parameters, statistics, softmax and losses stay float32."""
     depthwise: Literal["auto", "shift", "lax"] = "auto"
-    """Depthwise convolutions as nine shifted products, or as XLA's grouped convolution; auto picks by backend."""
+    """Depthwise convolutions as nine shifted products, or as XLA's grouped convolution; auto picks
+    by backend.
+    """
     remat: Literal["auto", "none", "blocks"] = "auto"
-    """blocks: recompute the inside of each block in the backward pass, for less than half the memory; auto does so on
-    a CPU, where reading memory costs more than computing again."""
+    """blocks: recompute the inside of each block in the backward pass, for less than half the
+    memory; auto does so on a CPU, where reading memory costs more than computing again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +101,11 @@ class DataConfig:
     patch_size: int = 64
     """Side of a training patch, pixels."""
     stride: int = 200
-    """Distance of patches on the grid, pixels; also sets how many patches an image gives per epoch."""
+    """Distance of patches on the grid, pixels; also sets how many patches an image gives per epoch.
+    """
     crops: Literal["grid", "random"] = "random"
-    """grid: the published fixed patches. random: as many per image, anywhere, new ones each epoch."""
+    """grid: the published fixed patches. random: as many per image, anywhere, new ones each epoch.
+    """
     threads: int = 4
     """Reading threads. Changes speed only."""
     workers: int = 0
@@ -136,7 +142,9 @@ class CrossFuseConfig:
     clip_norm: float = 0.01
     """Largest gradient norm of each module."""
     schedule: Literal["ours", "published"] = "ours"
-    """Weight of the self-supervision over stage II: falling to 0, or falling and rising again as published."""
+    """Weight of the self-supervision over stage II: falling to 0, or falling and rising again as
+    published.
+    """
     self_supervision: float = 0.1
     """theta at the start of stage II. 0 switches the internal view off."""
     crop_size: int = 32
@@ -214,7 +222,8 @@ class TrainConfig:
     keep_last: int = 2
     """Newest checkpoints kept."""
     keep_best: int = 1
-    """Best checkpoints kept besides, by validation loss (training loss without a validation set)."""
+    """Best checkpoints kept besides, by validation loss (training loss without a validation set).
+    """
     tensorboard: bool = False
     """Also write TensorBoard event files into the run folder."""
 
@@ -299,7 +308,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def from_dict(tree: dict[str, Any], kind: type = Experiment, source: str = "config") -> Any:
-    """Builds a config from plain dicts. Missing keys take their defaults; unknown keys are errors."""
+    """A config from plain dicts. Missing keys take their defaults; unknown keys are errors."""
     try:
         config = msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
@@ -308,7 +317,8 @@ def from_dict(tree: dict[str, Any], kind: type = Experiment, source: str = "conf
     unknown = [name for name, _ in flatten(tree) if name not in known]
     if unknown:
         raise ConfigError(
-            f"{source}: unknown field {unknown[0]!r}: remove it, or use the version of jaxfuse that wrote it"
+            f"{source}: unknown field {unknown[0]!r}: remove it, or use the version of jaxfuse "
+            "that wrote it"
         )
     return config
 

@@ -1,7 +1,8 @@
 """Published PyTorch weights <-> our parameters, names and layouts stated once.
 
-Torch convolutions are (out, in / groups, height, width); ours are (height, width, in, out), 1x1 (in, out) and
-depthwise (height, width, channels). Nothing is guessed: a missing, unknown or misshapen array is an error.
+Torch convolutions are (out, in / groups, height, width); ours are (height, width, in, out), 1x1
+(in, out) and depthwise (height, width, channels). Nothing is guessed: a missing, unknown or
+misshapen array is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfuse.config import UserError
-
 from jaxfuse.models import MODELS
 from jaxfuse.models import crossfuse as crossfuse_network
 from jaxfuse.shapes import Params
@@ -26,7 +26,9 @@ class ConvertError(UserError, ValueError):
 
 
 class Entry(NamedTuple):
-    """One parameter: where it lives in torch and in our nested dict, and how its axes are ordered there."""
+    """One parameter: where it lives in torch and in our nested dict, and how its axes are ordered
+    there.
+    """
 
     module: str
     name: str
@@ -124,7 +126,9 @@ MODULE_NAMES = {
 
 
 def entries(name: str) -> tuple[Entry, ...]:
-    """The parameter table of a model; a model without one raises with the list of those that have one."""
+    """The parameter table of a model; a model without one raises with the list of those that have
+    one.
+    """
     if name not in TABLES:
         raise ConvertError(
             f"no published layout for model {name!r}: there is one for {', '.join(sorted(TABLES))} "
@@ -146,8 +150,8 @@ def normalise_names(modules: TorchModules) -> dict[str, dict[str, np.ndarray]]:
 def from_torch(name: str, modules: TorchModules) -> Params:
     """Our parameters from `{module: {torch name: array}}`, float32.
 
-    For crossfuse the modules are encoder, decoder, base_fuse and detail_fuse, or the published DIDF_Encoder,
-    DIDF_Decoder, BaseFuseLayer and DetailFuseLayer; names may start with `module.`.
+    For crossfuse the modules are encoder, decoder, base_fuse and detail_fuse, or the published
+    DIDF_Encoder, DIDF_Decoder, BaseFuseLayer and DetailFuseLayer; names may start with `module.`.
     Raises ConvertError where an array is missing, unknown or of another shape.
     """
     table = entries(name)
@@ -159,7 +163,8 @@ def from_torch(name: str, modules: TorchModules) -> Params:
     missing = [e for e in table if e.name not in given.get(e.module, {})]
     if missing:
         raise ConvertError(
-            f"{name}: {len(missing)} of {len(table)} arrays are missing, first {missing[0].module}/{missing[0].name}: "
+            f"{name}: {len(missing)} of {len(table)} arrays are missing, first "
+            f"{missing[0].module}/{missing[0].name}: "
             f"is this a {name} checkpoint? (modules found: {', '.join(given) or 'none'})"
         )
     unknown = [(m, n) for m, state in given.items() for n in state if (m, n) not in expected]
@@ -173,7 +178,8 @@ def from_torch(name: str, modules: TorchModules) -> Params:
         array = np.asarray(given[entry.module][entry.name])
         if array.shape != shapes[entry.path]:
             raise ConvertError(
-                f"{name}: {entry.module}/{entry.name} has shape {array.shape}, needs {shapes[entry.path]}"
+                f"{name}: {entry.module}/{entry.name} has shape {array.shape}, needs "
+                f"{shapes[entry.path]}"
             )
         node = params
         for key in entry.path[:-1]:

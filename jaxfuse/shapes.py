@@ -1,8 +1,9 @@
 """Array aliases and the conventions every other file keeps, stated once.
 
-Images are NHWC float32 in [0, 1] inside the package and uint8 or uint16 at its edges. Visible images are
-RGB (or gray), infrared images have one channel. Label maps are int32 with 255 = ignore. Boxes are xyxy in
-pixels. A *grey level* is a number on the 0..255 scale. Only shapes are checked, and only under pytest.
+Images are NHWC float32 in [0, 1] inside the package and uint8 or uint16 at its edges. Visible
+images are RGB (or gray), infrared images have one channel. Label maps are int32 with 255 = ignore.
+Boxes are xyxy in pixels. A *grey level* is a number on the 0..255 scale. Only shapes are checked,
+and only under pytest.
 """
 
 from __future__ import annotations

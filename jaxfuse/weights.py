@@ -1,4 +1,6 @@
-"""Weights as files: ours, and the published ones, read and written. Pickles only through `torch.load(weights_only=True)`."""
+"""Weights as files: ours, and the published ones, read and written. Pickles only through
+`torch.load(weights_only=True)`.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,14 @@ def packaged() -> list[str]:
 
 
 def find(path_or_name: str | Path) -> Path:
-    """The file of a path, a run folder (its weights.safetensors) or the name of packaged weights."""
+    """The file of a path, a run folder (its weights.safetensors) or a packaged name."""
     path = Path(path_or_name)
     if path.is_dir():
         inside = path / "weights.safetensors"
         if not inside.exists():
             raise WeightsError(
-                f"{path}: holds no weights.safetensors: a run writes it with its first checkpoint; train on, or name a file"
+                f"{path}: holds no weights.safetensors: a run writes it with its first "
+                "checkpoint; train on, or name a file"
             )
         return inside
     if path.exists():
@@ -61,16 +64,19 @@ def find(path_or_name: str | Path) -> Path:
     if str(path) in packaged():
         return _PRETRAINED / f"{path}.safetensors"
     raise WeightsError(
-        f"no weights named {str(path)!r}: {'the package has ' + ', '.join(packaged()) if packaged() else 'none are packaged'}; "
+        f"no weights named {str(path)!r}: "
+        f"{'the package has ' + ', '.join(packaged()) if packaged() else 'none are packaged'}; "
         "or give a file (.safetensors, .npz, .pth) or a run folder"
     )
 
 
 def load_weights(path_or_name: str | Path) -> Weights:
-    """Reads weights of any known kind; see `find` for what may be named. Parameters come back as float32.
+    """Reads weights of any known kind; see `find` for what may be named. Parameters come back as
+    float32.
 
-    Ours as safetensors or npz; the published PyTorch layout as .pth/.pt, safetensors or npz, with keys
-    `module/name` or `module.name`. Raises WeightsError for anything else, damaged files and wrong shapes.
+    Ours as safetensors or npz; the published PyTorch layout as .pth/.pt, safetensors or npz, with
+    keys `module/name` or `module.name`. Raises WeightsError for anything else, damaged files and
+    wrong shapes.
     """
     path = find(path_or_name)
     with _explained(path):
@@ -98,7 +104,8 @@ def save_weights(
 ) -> None:
     """Writes parameters in our layout as .safetensors or .npz, whole or not at all.
 
-    dtype float16 halves the file and rounds every parameter to 11 bits. Raises WeightsError where it cannot be written.
+    dtype float16 halves the file and rounds every parameter to 11 bits. Raises WeightsError where
+    it cannot be written.
     """
     # safetensors writes the memory as it lies: a transposed view would come out wrong.
     flat = {key: np.ascontiguousarray(np.asarray(value), dtype) for key, value in _flatten(params)}
@@ -107,7 +114,9 @@ def save_weights(
 
 
 def export_weights(path: str | Path, weights: Weights) -> None:
-    """Writes parameters in the published PyTorch layout as .pth/.pt, .safetensors or .npz, whole or not at all."""
+    """Writes parameters in the published PyTorch layout as .pth/.pt, .safetensors or .npz, whole or
+    not at all.
+    """
     path = Path(path)
     modules = convert.to_torch(weights.name, weights.params)
     if path.suffix in TORCH_SUFFIXES:
@@ -138,7 +147,8 @@ def convert_file(
     target = Path(target)
     if target.suffix in TORCH_SUFFIXES and layout != "torch":
         raise WeightsError(
-            f"{target}: .pth is the published layout's kind: add --layout torch, or write .safetensors"
+            f"{target}: .pth is the published layout's kind: add --layout torch, or write "
+            ".safetensors"
         )
     if layout == "torch":
         export_weights(target, weights)
@@ -164,7 +174,8 @@ def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
     name = metadata.get("model", "")
     if name not in MODELS:
         raise WeightsError(
-            f"{path}: holds a model {name!r} that this version does not have: {', '.join(sorted(MODELS))}"
+            f"{path}: holds a model {name!r} that this version does not have: "
+            f"{', '.join(sorted(MODELS))}"
         )
     expected = dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
     for what, keys in (
@@ -196,7 +207,8 @@ def _from_modules(path: Path, modules: dict[str, dict[str, np.ndarray]]) -> Weig
         if found & {entry.module for entry in convert.entries(name)}:
             return Weights(name, convert.from_torch(name, modules), {"source": path.name})
     raise WeightsError(
-        f"{path}: no known network in it (top-level keys: {', '.join(sorted(found)[:5]) or 'none'}): "
+        f"{path}: no known network in it (top-level keys: "
+        f"{', '.join(sorted(found)[:5]) or 'none'}): "
         f"expected {', '.join(convert.MODULE_NAMES)}"
     )
 
@@ -258,7 +270,8 @@ def _write_flat(path: Path, flat: dict[str, np.ndarray], about: dict[str, str]) 
             np.savez(file, __metadata__=np.array(json.dumps(about)), **flat)
     else:
         raise WeightsError(
-            f"{path}: cannot write {path.suffix!r}: use .safetensors or .npz (or .pth with --layout torch)"
+            f"{path}: cannot write {path.suffix!r}: use .safetensors or .npz (or .pth with "
+            "--layout torch)"
         )
 
 

@@ -29,7 +29,8 @@ def _jobs(infrared: Path, visible: Path, out: Path, suffix: str) -> list[tuple[P
             raise DataError(f"{path}: no such file or folder")
     if infrared.is_dir() != visible.is_dir():
         raise DataError(
-            f"{infrared} and {visible}: one is a folder, the other a file: give two files or two folders"
+            f"{infrared} and {visible}: one is a folder, the other a file: give two files or two "
+            "folders"
         )
     if not infrared.is_dir():
         if out.is_dir():
@@ -64,14 +65,16 @@ def fuse_paths(
 ) -> FuseSummary:
     """Fuses two files into a file, or two folders into a folder (`STEM.png` each).
 
-    Unpaired stems and outputs that exist (unless `overwrite`) are errors before anything is computed. Within a folder a
+    Unpaired stems and outputs that exist (unless `overwrite`) are errors before anything is
+    computed. Within a folder a
     bad pair does not stop the others: it is in `failed`. A picture is written whole or not at all.
     """
     jobs = _jobs(Path(infrared), Path(visible), Path(out), suffix)
     existing = [target for _, _, target in jobs if target.exists()]
     if existing and not overwrite:
         raise DataError(
-            f"{existing[0]}: exists already ({len(existing)} of {len(jobs)} outputs do): add --overwrite or name another place"
+            f"{existing[0]}: exists already ({len(existing)} of {len(jobs)} outputs do): add "
+            "--overwrite or name another place"
         )
     single = len(jobs) == 1 and not Path(infrared).is_dir()
     written: list[Path] = []
@@ -82,7 +85,8 @@ def fuse_paths(
             rgb = images.read_visible(visible_file)
             if heat.shape[:2] != rgb.shape[:2]:
                 raise DataError(
-                    f"{infrared_file} is {heat.shape[1]}x{heat.shape[0]} and {visible_file} {rgb.shape[1]}x{rgb.shape[0]} "
+                    f"{infrared_file} is {heat.shape[1]}x{heat.shape[0]} and {visible_file} "
+                    f"{rgb.shape[1]}x{rgb.shape[0]} "
                     "pixels: register the pair first, nothing is resized"
                 )
             fused = fuse(rgb, heat, fuser, method=method, stretch=stretch)

@@ -1,7 +1,7 @@
 """Feature maps of a large image: in memory while they fit, else in unnamed temporary files.
 
-A map is (h, w, c) of one dtype, read and written in strips of whole rows. Files are read and written, not mapped:
-pages of a mapped file count as the process's own memory.
+A map is (h, w, c) of one dtype, read and written in strips of whole rows. Files are read and
+written, not mapped: pages of a mapped file count as the process's own memory.
 """
 
 from __future__ import annotations
@@ -73,12 +73,13 @@ class _InFile:
 
 
 class MapStore:
-    """Named maps of one height and width. A context manager: on leaving, memory and files are given back.
+    """Named maps of one height and width. A context manager: on leaving, memory and files are given
+    back.
 
-    layout: channels and dtype of each map, by name; made at once, with undefined values. budget: bytes kept in
-    memory; maps beyond, later ones first, go to files. scratch: the folder of these files, default the system's
-    temporary folder. Files have no name, so even a killed process leaves none behind.
-    Raises ScratchError where the disk refuses.
+    layout: channels and dtype of each map, by name; made at once, with undefined values. budget:
+    bytes kept in memory; maps beyond, later ones first, go to files. scratch: the folder of these
+    files, default the system's temporary folder. Files have no name, so even a killed process
+    leaves none behind. Raises ScratchError where the disk refuses.
     """
 
     def __init__(
@@ -153,7 +154,8 @@ class MapStore:
 
     def _refused(self, error: OSError) -> ScratchError:
         return ScratchError(
-            f"{self.scratch}: {error.strerror or error}: feature maps of this {self.size} image need "
+            f"{self.scratch}: {error.strerror or error}: feature maps of this {self.size} image "
+            "need "
             f"{self.in_files:,} bytes of scratch space: free some, point `scratch` or TMPDIR to a "
             "larger disk, or raise `memory_budget`"
         )

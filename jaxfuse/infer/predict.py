@@ -26,7 +26,8 @@ DEFAULT_WEIGHTS = "crossfuse"
 
 WHOLE_PIXELS = {"cpu": 64 * 64}
 OTHER_WHOLE_PIXELS = 1 << 20
-"""Up to this many pixels, by backend, one program over the whole image is best. On a CPU windows that stay in the
+"""Up to this many pixels, by backend, one program over the whole image is best. On a CPU windows
+that stay in the
 cache are faster from small images on, and need a fraction of the memory (bench/results)."""
 
 
@@ -59,7 +60,8 @@ def load(
     path_or_name: str | Path | None = None,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Fuser:
-    """A trained network from a weights file, a run folder, or the name of packaged weights (None: the default ones).
+    """A trained network from a weights file, a run folder, or the name of packaged weights (None:
+    the default ones).
 
     Raises WeightsError, which says what there is.
     """
@@ -94,14 +96,16 @@ def fuse(
 ) -> np.ndarray:
     """Fuses a visible and an infrared image of the same scene.
 
-    visible: (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4, alpha dropped). infrared: (h, w), (h, w, 1), or
-    (h, w, 3) with equal channels. Each uint8, uint16, or float in [0, 1]; any size from 1x1.
+    visible: (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4, alpha dropped). infrared: (h, w),
+    (h, w, 1), or (h, w, 3) with equal channels. Each uint8, uint16, or float in [0, 1]; any size
+    from 1x1.
     weights: what `load` takes, or a `Fuser`.
-    method: "whole" runs one program over the image; "strips" gives the same in bounded memory; "auto" picks one of
-    the two; "tiles" is approximate, independent overlapping tiles.
+    method: "whole" runs one program over the image; "strips" gives the same in bounded memory;
+    "auto" picks one of the two; "tiles" is approximate, independent overlapping tiles.
     stretch: "minmax" spreads the fused luma over [0, 1] as the published test script does.
-    Returns height and width of the input, RGB where visible is colour and (h, w) else, in visible's dtype (rounded).
-    Colours (CbCr, BT.601) are the visible image's. Raises ImageError for sizes that differ, NaN, levels outside [0, 1].
+    Returns height and width of the input, RGB where visible is colour and (h, w) else, in visible's
+    dtype (rounded). Colours (CbCr, BT.601) are the visible image's. Raises ImageError for sizes
+    that differ, NaN, levels outside [0, 1].
     """
     for value, known, what in (
         (method, get_args(Way), "method"),
@@ -115,7 +119,8 @@ def fuse(
     heat = _one_channel(_unit(infrared, "infrared", (1, 3)))
     if rgb.shape[:2] != heat.shape[:2]:
         raise ImageError(
-            f"visible is {rgb.shape[0]}x{rgb.shape[1]} and infrared {heat.shape[0]}x{heat.shape[1]} pixels (height x "
+            f"visible is {rgb.shape[0]}x{rgb.shape[1]} and infrared "
+            f"{heat.shape[0]}x{heat.shape[1]} pixels (height x "
             "width): register the pair first, both images must show the same scene at the same size"
         )
     luma = np.asarray(color.luma(rgb))
@@ -150,7 +155,8 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in channels or 0 in image.shape:
         raise ImageError(
-            f"{name} has shape {image.shape}: give (height, width) or (height, width, channels) with channels in {channels}"
+            f"{name} has shape {image.shape}: give (height, width) or (height, width, channels) "
+            f"with channels in {channels}"
         )
     if image.dtype == np.uint8 or image.dtype == np.uint16:
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
@@ -162,7 +168,8 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
     low, high = float(image.min()), float(image.max())
     if low < 0.0 or high > 1.0:
         raise ImageError(
-            f"{name} spans {low:g} to {high:g}: floats must lie in [0, 1]; divide by the largest level"
+            f"{name} spans {low:g} to {high:g}: floats must lie in [0, 1]; divide by the largest "
+            "level"
         )
     return image.astype(np.float32)
 
@@ -173,7 +180,8 @@ def _one_channel(infrared: np.ndarray) -> np.ndarray:
     spread = float(np.ptp(infrared, axis=2).max())
     if spread > 2.0 / 255.0:
         raise ImageError(
-            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: it is a pseudo-colour "
+            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: it "
+            "is a pseudo-colour "
             "picture; give the camera's grey export"
         )
     return infrared.mean(axis=2, keepdims=True, dtype=np.float32)

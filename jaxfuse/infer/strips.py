@@ -1,9 +1,10 @@
-"""Large images in windows, exactly: what `Model.apply` gives on the whole image, in constant memory.
+"""Large images in windows, exactly: what `Model.apply` gives on the whole image, in constant
+memory.
 
-Runs `Model.passes` (see `jaxfuse.models.base.Pass`, docs/adr/0007): each pass goes once over the image, strip of rows
-by strip of rows, each strip in windows small enough for the processor's cache. That also makes it faster on a CPU
-than one program over the whole image. Memory is two or three strips of feature maps and the maps that
-`memory_budget` allows; other maps lie in scratch files.
+Runs `Model.passes` (see `jaxfuse.models.base.Pass`, docs/adr/0007): each pass goes once over the
+image, strip of rows by strip of rows, each strip in windows small enough for the processor's cache.
+That also makes it faster on a CPU than one program over the whole image. Memory is two or three
+strips of feature maps and the maps that `memory_budget` allows; other maps lie in scratch files.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from jaxfuse.shapes import Params
 
 WINDOW_PIXELS = {"cpu": 9216}
 OTHER_WINDOW_PIXELS = 1 << 19
-"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel, must stay below 32 MiB:
-beyond, the C library takes fresh pages for each call and a pass takes twice the time (bench/results)."""
+"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel, must stay
+below 32 MiB:
+beyond, the C library takes fresh pages for each call and a pass takes twice the time
+(bench/results)."""
 
 GRAIN = 16
-"""Window sides are multiples of this where the image is larger, so that images of many sizes share programs."""
+"""Window sides are multiples of this where the image is larger, so that images of many sizes share
+programs.
+"""
 
 CALL_COST = 400
 """What starting a window costs, in pixels."""
@@ -48,7 +53,8 @@ class Cut(NamedTuple):
 
 
 def cuts(length: int, size: int, halo: int) -> tuple[Cut, ...]:
-    """Windows of equal size along an axis. What they answer for adds up to the axis, without overlap.
+    """Windows of equal size along an axis. What they answer for adds up to the axis, without
+    overlap.
 
     Every pixel answered for is `halo` or more from a window edge that is no edge of the image.
     """
@@ -56,13 +62,14 @@ def cuts(length: int, size: int, halo: int) -> tuple[Cut, ...]:
         return (Cut(0, 0, length),)
     if size <= 2 * halo:
         raise ValueError(
-            f"windows of {size} pixels leave nothing between halos of {halo}: use {2 * halo + 1} or more"
+            f"windows of {size} pixels leave nothing between halos of {halo}: use {2 * halo + 1} "
+            "or more"
         )
     step = size - 2 * halo
     count = math.ceil((length - 2 * halo) / step)
     starts = [min(i * step, length - size) for i in range(count)]
     ends = [start + size - halo for start in starts[:-1]] + [length]
-    return tuple(Cut(s, f, l) for s, f, l in zip(starts, [0, *ends[:-1]], ends, strict=True))
+    return tuple(Cut(*cut) for cut in zip(starts, [0, *ends[:-1]], ends, strict=True))
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,7 +95,9 @@ def _compiled(program: Callable) -> Callable:
 
 
 def _copy(window: np.ndarray) -> np.ndarray:
-    """A copy that starts at a multiple of 64 bytes: JAX on CPU takes it as it is, others it copies once more."""
+    """A copy that starts at a multiple of 64 bytes: JAX on CPU takes it as it is, others it copies
+    once more.
+    """
     memory = np.empty(window.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + window.nbytes].view(window.dtype).reshape(window.shape)
@@ -163,7 +172,9 @@ class _Sweep:
         return mask
 
     def _settle(self, i: int, column: Cut, written: tuple, partial: tuple) -> None:
-        """Takes over a finished window. Strips are written once no window to come reads their old rows."""
+        """Takes over a finished window. Strips are written once no window to come reads their old
+        rows.
+        """
         row = self.rows[i]
         if column is self.columns[0]:
             shape = (row.last - row.first, self.width)
@@ -204,10 +215,11 @@ def fuse_strips(
 ) -> np.ndarray:
     """The fused luma, float32 (h, w): `model.apply` on the whole image to rounding (about 1e-6).
 
-    visible, infrared: luma in [0, 1], (h, w) or (1, h, w, 1), of equal shape. window: (height, width) of the windows,
-    default by what is fastest. memory_budget: bytes of feature maps kept in memory, 256 x h x w each for CrossFuse;
-    the others lie in files in `scratch` (default: the system's temporary folder; mind that it may itself be memory).
-    Raises ScratchError where the disk is full, ValueError where the model has no passes.
+    visible, infrared: luma in [0, 1], (h, w) or (1, h, w, 1), of equal shape. window: (height,
+    width) of the windows, default by what is fastest. memory_budget: bytes of feature maps kept in
+    memory, 256 x h x w each for CrossFuse; the others lie in files in `scratch` (default: the
+    system's temporary folder; mind that it may itself be memory). Raises ScratchError where the
+    disk is full, ValueError where the model has no passes.
     """
     if not model.passes:
         raise ValueError(f'{model.name} has no exact windows: use method="whole" or method="tiles"')

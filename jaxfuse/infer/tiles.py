@@ -1,7 +1,8 @@
-"""Large images in independent tiles: approximate, for networks that have no exact way, or where time matters most.
+"""Large images in independent tiles: approximate, for networks that have no exact way, or where
+time matters most.
 
-Each tile computes its own channel attention, so the picture differs from the whole image's; overlapping tiles are
-blended so that no edge shows. `jaxfuse.infer.strips` is the exact way.
+Each tile computes its own channel attention, so the picture differs from the whole image's;
+overlapping tiles are blended so that no edge shows. `jaxfuse.infer.strips` is the exact way.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def fuse_tiles(
 ) -> np.ndarray:
     """The fused luma, float32 (h, w), approximate.
 
-    visible, infrared: luma in [0, 1], (h, w). tile, overlap: pixels. All tiles have one size and all batches one
-    length, so one program serves every image; an image smaller than a tile is extended by reflection and cropped.
-    Where tiles overlap they are blended with raised-cosine weights.
+    visible, infrared: luma in [0, 1], (h, w). tile, overlap: pixels. All tiles have one size and
+    all batches one length, so one program serves every image; an image smaller than a tile is
+    extended by reflection and cropped. Where tiles overlap they are blended with raised-cosine
+    weights.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap = {overlap} must lie in 0..tile - 1 ({tile - 1})")
@@ -62,7 +64,8 @@ def fuse_tiles(
     run = compiled(model)
     for first in range(0, len(places), batch):
         group = places[first : first + batch]
-        # The last group is filled up with its own last tile: another length would be another program.
+        # The last group is filled up with its own last tile: another length would be another
+        # program.
         filled = group + [group[-1]] * (batch - len(group))
         stacks = [
             np.stack([x[y0 : y0 + tile, x0 : x0 + tile, None] for y0, x0 in filled]) for x in images

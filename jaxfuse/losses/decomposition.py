@@ -9,12 +9,15 @@ from jaxfuse.shapes import Features, Scalar
 
 
 def correlation(x: Features, y: Features) -> Scalar:
-    """Pearson correlation over pixels, averaged over samples and channels; in [-1, 1], 0 where an input is constant."""
+    """Pearson correlation over pixels, averaged over samples and channels; in [-1, 1], 0 where an
+    input is constant.
+    """
     x, y = (f.astype(jnp.float32) for f in (x, y))
     x = x - x.mean((1, 2), keepdims=True)
     y = y - y.mean((1, 2), keepdims=True)
     square_x, square_y = jnp.sum(x * x, (1, 2)), jnp.sum(y * y, (1, 2))
-    # sqrt has no gradient at 0: a constant channel takes the guarded branch, where everything is 0 anyway.
+    # sqrt has no gradient at 0: a constant channel takes the guarded branch, where everything is 0
+    # anyway.
     flat = (square_x <= 0.0) | (square_y <= 0.0)
     norms = jnp.sqrt(jnp.where(flat, 1.0, square_x)) * jnp.sqrt(jnp.where(flat, 1.0, square_y))
     values = jnp.sum(x * y, (1, 2)) / (norms + jnp.finfo(jnp.float32).eps)
@@ -30,8 +33,8 @@ def decomposition(
 ) -> tuple[Scalar, Scalar, Scalar]:
     """cc(high)^2 / (1.01 + cc(low)), and the two correlations. CDDFuse and CrossFuse, L_decomp.
 
-    The correlations are batch means inside a ratio, so with `axis_name` they are averaged over the devices first:
-    the result is the whole batch's, not a mean of parts.
+    The correlations are batch means inside a ratio, so with `axis_name` they are averaged over the
+    devices first: the result is the whole batch's, not a mean of parts.
     """
     high = correlation(high_visible, high_infrared)
     low = correlation(low_visible, low_infrared)

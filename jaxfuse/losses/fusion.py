@@ -1,4 +1,4 @@
-"""What a fused image should keep of its sources: the brighter intensity and the stronger gradient."""
+"""What a fused image should keep of its sources: the brighter level, the stronger gradient."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def maximum_intensity(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
 
 
 def maximum_gradient(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
-    """Mean |max(|S Y|, |S IR|) - |S F||, |S x| = |Sobel_x| + |Sobel_y| with zero padding. CrossFuse, stage II."""
+    """Mean |max(|S Y|, |S IR|) - |S F||, |S x| = |Sobel_x| + |Sobel_y| with zero padding.
+    CrossFuse, stage II.
+    """
     strongest = jnp.maximum(filters.sobel_magnitude(visible), filters.sobel_magnitude(infrared))
     return jnp.mean(jnp.abs(strongest - filters.sobel_magnitude(fused)))

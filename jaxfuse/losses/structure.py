@@ -24,6 +24,8 @@ def reconstruction(x: Gray, x_hat: Gray, structure: float = 5.0) -> Scalar:
 
 
 def gradient_difference(x: Gray, x_hat: Gray) -> Scalar:
-    """Mean |grad x - grad x_hat| over both directions: normalised Sobel, replicate padding. CrossFuse, stage I."""
+    """Mean |grad x - grad x_hat| over both directions: normalised Sobel, replicate padding.
+    CrossFuse, stage I.
+    """
     pairs = zip(filters.sobel(x, True, "edge"), filters.sobel(x_hat, True, "edge"), strict=True)
     return sum(jnp.mean(jnp.abs(a - b)) for a, b in pairs) / 2.0

@@ -1,4 +1,4 @@
-"""Ways of training: `build(config, model, facts)` gives a `Method`. One published method, one file."""
+"""Ways of training: `build(config, model, facts)` gives a `Method`. One method, one file."""
 
 from __future__ import annotations
 

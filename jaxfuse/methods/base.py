@@ -1,4 +1,4 @@
-"""What a way of training is: parameters, stages, and per stage a pure objective and an optimizer."""
+"""What a way of training is: parameters and stages, each a pure objective and an optimizer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import optax
 from jaxfuse.shapes import Batch, Metrics, Params, PRNGKey, Scalar
 
 Prepare = Callable[[Batch, PRNGKey, str | None], tuple[Batch, Metrics]]
-"""(batch, key, axis_name) -> (examples, notes): what happens to data once a step, before any gradient.
+"""(batch, key, axis_name) -> (examples, notes): what happens to data once a step, before any
+gradient.
 
 Examples share one leading axis, this device's share of them. Notes are equal on all devices.
 """
 Objective = Callable[[Params, Batch, PRNGKey, Scalar, str | None], tuple[Scalar, Metrics]]
-"""(params, examples, key, progress, axis_name) -> (loss, metrics): means over this device's examples.
+"""(params, examples, key, progress, axis_name) -> (loss, metrics): means over this device's
+examples.
 
 progress runs from 0 to 1 over the stage. Only what is not linear in a batch mean needs axis_name.
 """
@@ -37,7 +39,9 @@ class Stage:
     """The same without anything random and without external patches."""
     objective: Objective
     tx: optax.GradientTransformation
-    """Updates the modules this stage trains. The optimizer state has the same structure in all stages."""
+    """Updates the modules this stage trains. The optimizer state has the same structure in all
+    stages.
+    """
 
     @property
     def stop(self) -> int:
@@ -78,9 +82,11 @@ class Facts:
 def per_module(
     transforms: dict[str, optax.GradientTransformation], trained: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """One optimizer per top-level module; modules not in `trained` stay, with their optimizer state and counts.
+    """One optimizer per top-level module; modules not in `trained` stay, with their optimizer state
+    and counts.
 
-    An optimizer whose module rests must rest too: Adam's bias correction and a schedule count updates.
+    An optimizer whose module rests must rest too: Adam's bias correction and a schedule count
+    updates.
     """
 
     def init(params: Params) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""CrossFuse training (IEEE T-CSVT 2025, arXiv 2502.14493): two stages, two views against overfitting.
+"""CrossFuse training (IEEE T-CSVT 2025, arXiv 2502.14493): two stages, two views against
+overfitting.
 
-Stage I learns to take each modality apart and put it together again; stage II learns to fuse. External view: patches of
-another sensor that look like the target sensor join the batch, gamma-aligned (`ops.align`). Internal view: a crop
-of the fused image must stay close to its own blurred copy (`ops.augment`). Both happen inside the step.
+Stage I learns to take each modality apart and put it together again; stage II learns to fuse.
+External view: patches of another sensor that look like the target sensor join the batch, gamma-
+aligned (`ops.align`). Internal view: a crop of the fused image must stay close to its own blurred
+copy (`ops.augment`). Both happen inside the step.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ DECOMPOSITION_WEIGHT = 2.0
 GRADIENT_WEIGHT_1 = 5.0
 GRADIENT_WEIGHT_2 = 10.0
 EXTERNAL_INDEX = 1 << 30
-"""Added to the index of external patches, so that they and target patches never share a random key."""
+"""Added to the index of external patches, so that they and target patches never share a random key.
+"""
 
 
 def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar:
     """theta = base * (cos(pi t) + 1) / 2, with t from 0 to 1 over stage II.
 
-    schedule="published" uses t = epoch / stage2_epochs with the epoch counted from the run's start, as the
-    published code does: with 40 + 120 epochs theta starts at 0.075, reaches 0 at epoch 120 and rises to 0.024.
+    schedule="published" uses t = epoch / stage2_epochs with the epoch counted from the run's start,
+    as the
+    published code does: with 40 + 120 epochs theta starts at 0.075, reaches 0 at epoch 120 and
+    rises to 0.024.
     """
     if config.schedule == "published":
         epoch = config.stage1_epochs + jnp.floor(progress * config.stage2_epochs)
@@ -44,7 +49,7 @@ def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar
 
 
 def learning_rate(config: CrossFuseConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Halved every `halve_every_epochs` epochs of a module's own training, never below the floor."""
+    """Halved every `halve_every_epochs` epochs of a module's own training, down to the floor."""
     every = max(1, round(config.halve_every_epochs * steps_per_epoch))
 
     def schedule(count: Array) -> Array:
@@ -55,7 +60,9 @@ def learning_rate(config: CrossFuseConfig, steps_per_epoch: int) -> optax.Schedu
 
 
 def reconstruction_objective(model: Model) -> Objective:
-    """Stage I: 5 (1 - SSIM)/2 + MSE of both modalities, 2 * decomposition, 5 * gradient of the visible one."""
+    """Stage I: 5 (1 - SSIM)/2 + MSE of both modalities, 2 * decomposition, 5 * gradient of the
+    visible one.
+    """
 
     def objective(
         params: Params,
@@ -96,7 +103,9 @@ def reconstruction_objective(model: Model) -> Objective:
 
 
 def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
-    """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive copy)."""
+    """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive
+    copy).
+    """
 
     def objective(
         params: Params,
@@ -139,8 +148,9 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
 def prepare_examples(config: CrossFuseConfig, target_means: tuple[float, ...] | None) -> Prepare:
     """Batch of the pipeline -> luma and infrared patches, with the online Top-K patches appended.
 
-    Batch: visible (b, s, s, 3), infrared (b, s, s, 1), index (b,), and for online alignment pool_visible and
-    pool_infrared. The selection is over the pools of all devices; each device gets an equal share of it.
+    Batch: visible (b, s, s, 3), infrared (b, s, s, 1), index (b,), and for online alignment
+    pool_visible and pool_infrared. The selection is over the pools of all devices; each device gets
+    an equal share of it.
     """
     online = config.alignment == "online"
     if online and target_means is None:
@@ -182,7 +192,8 @@ def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
     """CrossFuse's two stages for a fusion network that can also reconstruct its inputs."""
     if model.reconstruct is None and config.stage1_epochs > 0:
         raise ValueError(
-            f"model {model.name!r} cannot reconstruct its inputs: set method.stage1_epochs to 0 to train it with stage II"
+            f"model {model.name!r} cannot reconstruct its inputs: set method.stage1_epochs to 0 "
+            "to train it with stage II"
         )
     schedule = learning_rate(config, facts.steps_per_epoch)
 

@@ -1,4 +1,6 @@
-"""Offline Top-K alignment: the external view of CrossFuse, once over a whole external set (methods as in sec. III-B)."""
+"""Offline Top-K alignment: the external view of CrossFuse, once over a whole external set (methods
+as in sec. III-B).
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ class Selection:
 
 
 def target_means(target: Pairs, data: DataConfig) -> np.ndarray:
-    """mu: mean red, green and blue over the target set's grid patches, grey levels, (3,) float64."""
+    """mu: mean red, green, blue of the target's grid patches, grey levels, (3,) float64."""
     means = grid_means(target, data.patch_size, data.stride, data.threads)
     if not len(means):
         raise DataError("the target set has no patches: lower data.patch_size or add images")
@@ -81,7 +83,8 @@ def select(target: Pairs, external: Pairs, data: DataConfig, k: int) -> Selectio
     index = PatchIndex(external, data.patch_size, data.stride)
     if k > len(index):
         raise ConfigError(
-            f"method.top_k = {k}, but the external set has {len(index)} patches of {data.patch_size} pixels at stride "
+            f"method.top_k = {k}, but the external set has {len(index)} patches of "
+            f"{data.patch_size} pixels at stride "
             f"{data.stride}: lower method.top_k or data.stride, or add images"
         )
     means = grid_means(external, data.patch_size, data.stride, data.threads).astype(np.float32)

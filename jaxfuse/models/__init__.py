@@ -1,4 +1,6 @@
-"""Fusion networks: `create(name)` gives a `Model`, two pure functions. One published network, one file."""
+"""Fusion networks: `create(name)` gives a `Model`, two pure functions. One published network, one
+file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is to the rest of the package: a pair of pure functions, and what they give back."""
+"""What a network is to the rest of the package: two pure functions, and what they give."""
 
 from __future__ import annotations
 
@@ -26,25 +26,28 @@ class Fused(NamedTuple):
 
 
 Program: TypeAlias = Callable[[Params, tuple, tuple, Array], tuple[tuple, tuple]]
-"""(params, windows, sums, mask (h, w)) -> (windows written, partial sums), in the order a `Pass` names them.
+"""(params, windows, sums, mask (h, w)) -> (windows written, partial sums), in the order a `Pass`
+names them.
 
-A window edge that is an edge of the image is padded as the image is. The mask is 1 where the window's pixels count in
-its sums. Sums are pytrees of arrays with a leading batch axis.
+A window edge that is an edge of the image is padded as the image is. The mask is 1 where the
+window's pixels count in its sums. Sums are pytrees of arrays with a leading batch axis.
 """
 
 
 class Pass(NamedTuple):
     """One sweep over a large image: local work between two sums over all pixels.
 
-    A sweep cuts its input maps into windows that overlap their neighbours by `halo` pixels on either side, calls
-    `program` on each, keeps the pixels a window is responsible for and adds up the sums. Running every pass over
-    windows gives what `Model.apply` gives on the whole image, because every operation that is not local is a sum
-    over pixels. `docs/adr/0007` says why.
+    A sweep cuts its input maps into windows that overlap their neighbours by `halo` pixels on
+    either side, calls `program` on each, keeps the pixels a window is responsible for and adds up
+    the sums. Running every pass over windows gives what `Model.apply` gives on the whole image,
+    because every operation that is not local is a sum over pixels. `docs/adr/0007` says why.
     """
 
     name: str
     program: Program
-    """What is done to a window. Passes that differ in parameters only have the same one: it compiles once."""
+    """What is done to a window. Passes that differ in parameters only have the same one: it
+    compiles once.
+    """
     params: Callable[[Params], Params]
     """Model parameters -> the part that the program takes."""
     reads: tuple[str, ...]
@@ -52,7 +55,9 @@ class Pass(NamedTuple):
     needs: tuple[str, ...]
     """Sums that passes before this one gave."""
     writes: dict[str, tuple[int, np.dtype]]
-    """Maps written, with channels and dtype; the last pass writes "image". A map may be read and written."""
+    """Maps written, with channels and dtype; the last pass writes "image". A map may be read and
+    written.
+    """
     gives: tuple[str, ...]
     """Sums given."""
     halo: int
@@ -69,7 +74,9 @@ class Model:
     apply: Callable[[Params, Gray, Gray], Fused]
     """(params, visible luma, infrared) -> Fused. Both (b, h, w, 1) in [0, 1], any h and w."""
     reconstruct: Callable[[Params, Gray, Gray], Fused] | None = None
-    """(params, visible luma, infrared) -> both inputs again, stacked (2, b, h, w, 1), for networks that learn by it."""
+    """(params, visible luma, infrared) -> both inputs again, stacked (2, b, h, w, 1), for networks
+    that learn by it.
+    """
     passes: tuple[Pass, ...] = ()
     """The network as sweeps for images larger than memory. Empty where there is no exact way."""
 
@@ -79,8 +86,9 @@ def functional(
 ) -> tuple[Callable[[PRNGKey], Params], Callable[[Params], nnx.Module]]:
     """Splits a module into `init(key) -> params` and `bind(params) -> module`.
 
-    Each parameter says how it starts: `bound` b draws from U(-b, b), without it the value given at construction
-    stays. All draws come from one call, since XLA compiles one random generator per shape otherwise (seconds).
+    Each parameter says how it starts: `bound` b draws from U(-b, b), without it the value given at
+    construction stays. All draws come from one call, since XLA compiles one random generator per
+    shape otherwise (seconds).
     """
     graph, state = nnx.split(module)
     flat = nnx.to_flat_state(state)

@@ -1,12 +1,13 @@
 """The CrossFuse network (IEEE T-CSVT 2025, arXiv 2502.14493), 1,188,272 parameters.
 
-One encoder serves both modalities: an embedding, four Restormer blocks (Zamir et al., CVPR 2022), then a
-low-frequency branch (channel attention) and a high-frequency branch (affine coupling nodes). Each branch's features
-are added over the modalities and fused by one more block of its kind; a decoder of four Restormer blocks adds the
-visible luma and ends in a sigmoid.
+One encoder serves both modalities: an embedding, four Restormer blocks (Zamir et al., CVPR 2022),
+then a low-frequency branch (channel attention) and a high-frequency branch (affine coupling nodes).
+Each branch's features are added over the modalities and fused by one more block of its kind; a
+decoder of four Restormer blocks adds the visible luma and ends in a sigmoid.
 
-The attention is over channels: its 8x8 matrices are sums over pixels. Every block therefore has two halves, `sums`
-(over all pixels) and `finish` (local, given the sums), which is what lets `passes` sweep over an image of any size.
+The attention is over channels: its 8x8 matrices are sums over pixels. Every block therefore has two
+halves, `sums` (over all pixels) and `finish` (local, given the sums), which is what lets `passes`
+sweep over an image of any size.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class Sums(NamedTuple):
 
 
 class ChannelAttention(nnx.Module):
-    """Attention between the 8 channels of each head, q and k normalised over the pixels (eps 1e-12).
+    """Attention between the 8 channels of each head, q and k normalised over the pixels (eps
+    1e-12).
 
-    The first 1x1 has no bias, so it and the 3x3 after it are one linear map: `dense` folds them into a
-    3x3 from 64 to 192 channels instead of 192 to 192 (the low-frequency branch); otherwise the 3x3 is depthwise.
+    The first 1x1 has no bias, so it and the 3x3 after it are one linear map: `dense` folds them
+    into a 3x3 from 64 to 192 channels instead of 192 to 192 (the low-frequency branch); otherwise
+    the 3x3 is depthwise.
     """
 
     def __init__(self, dense: bool, compute: Compute):
@@ -85,7 +88,8 @@ class ChannelAttention(nnx.Module):
         b, h, w, _ = qk.shape
         flat = qk.reshape(b, h * w, 2 * CHANNELS)
         q, k = flat[..., :CHANNELS], flat[..., CHANNELS:]
-        # One 64x64 product per image of which the 8 diagonal blocks are used: faster than eight thin ones.
+        # One 64x64 product per image of which the 8 diagonal blocks are used: faster than eight
+        # thin ones.
         dense = jnp.einsum("bnc,bnd->bcd", q, k, preferred_element_type=jnp.float32)
         blocks = dense.reshape(b, HEADS, CHANNELS // HEADS, HEADS, CHANNELS // HEADS)
         products = jnp.diagonal(blocks, axis1=1, axis2=3).transpose(0, 3, 1, 2)
@@ -96,7 +100,8 @@ class ChannelAttention(nnx.Module):
         v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
         b = sums.products.shape[0]
         shape = (b, HEADS, CHANNELS // HEADS)
-        # max(norm, 1e-12) as published, taken before the root so that its gradient is finite at zero.
+        # max(norm, 1e-12) as published, taken before the root so that its gradient is finite at
+        # zero.
         q_norm = jnp.sqrt(jnp.maximum(sums.q_squares, 1e-24)).reshape(shape)
         k_norm = jnp.sqrt(jnp.maximum(sums.k_squares, 1e-24)).reshape(shape)
         logits = sums.products / (q_norm[..., :, None] * k_norm[..., None, :])
@@ -125,8 +130,9 @@ class GatedFeedForward(nnx.Module):
 class PairedFeedForward(nnx.Module):
     """As above with a 3x3 of 64 groups of two channels.
 
-    A group's outputs mix its even and its odd channel. Putting all even channels before all odd ones, by permuting
-    the weights, makes that four depthwise convolutions of whole halves and moves no pixels.
+    A group's outputs mix its even and its odd channel. Putting all even channels before all odd
+    ones, by permuting the weights, makes that four depthwise convolutions of whole halves and moves
+    no pixels.
     """
 
     def __init__(self, compute: Compute):
@@ -151,8 +157,8 @@ class PairedFeedForward(nnx.Module):
 class Block(nnx.Module):
     """x + attention(LN(x)), then x + feed_forward(LN(x)).
 
-    `long_scale` gives the low-frequency block (dense attention convolution, paired feed-forward), otherwise it is
-    a Restormer block.
+    `long_scale` gives the low-frequency block (dense attention convolution, paired feed-forward),
+    otherwise it is a Restormer block.
     """
 
     def __init__(self, long_scale: bool, compute: Compute):
@@ -176,7 +182,9 @@ class Block(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Weights of one of a node's three maps: 1x1 32->64, ReLU6, 3x3 depthwise by reflection, ReLU6, 1x1 64->32."""
+    """Weights of one of a node's three maps: 1x1 32->64, ReLU6, 3x3 depthwise by reflection, ReLU6,
+    1x1 64->32.
+    """
 
     def __init__(self):
         self.expand = weight(CHANNELS // 2, CHANNELS, fan_in=CHANNELS // 2)
@@ -302,7 +310,8 @@ class CrossFuse(nnx.Module):
         self.fuse_high = Chain([CouplingNode(compute)], compute)
 
     def encode(self, visible: Gray, infrared: Gray) -> dict[str, Features]:
-        # Both modalities as one batch, interleaved: (b, 2) flattens without moving examples between devices.
+        # Both modalities as one batch, interleaved: (b, 2) flattens without moving examples between
+        # devices.
         both = jnp.stack([visible, infrared], axis=1)
         b, _, h, w, _ = both.shape
         low, high = self.encoder(both.reshape(2 * b, h, w, 1))
@@ -335,7 +344,9 @@ class CrossFuse(nnx.Module):
 
 
 def create(compute: Compute) -> Model:
-    """CrossFuse as pure functions. `Fused.parts`: {low,high}_{visible,infrared}, low, high, each (b, h, w, 64)."""
+    """CrossFuse as pure functions. `Fused.parts`: {low,high}_{visible,infrared}, low, high, each
+    (b, h, w, 64).
+    """
     init, bind = functional(CrossFuse(compute))
 
     def check(visible: Array, infrared: Array) -> None:

@@ -1,7 +1,8 @@
 """Layers shared by the networks, channels last, each the fastest formulation measured for it.
 
-A 1x1 convolution is a matrix product and a depthwise 3x3 is nine shifted products: XLA on CPU runs its own grouped
-convolution 8 to 18 times slower. Weights are stored (height, width, in, out), depthwise (height, width, channels).
+A 1x1 convolution is a matrix product and a depthwise 3x3 is nine shifted products: XLA on CPU runs
+its own grouped convolution 8 to 18 times slower. Weights are stored (height, width, in, out),
+depthwise (height, width, channels).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Compute:
 
 
 def weight(*shape: int, fan_in: int) -> nnx.Param:
-    """A parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start convolutions have in the published code."""
+    """A parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start convolutions have in the
+    published code.
+    """
     return nnx.Param(np.zeros(shape, np.float32), bound=float(fan_in) ** -0.5)
 
 
@@ -92,9 +95,9 @@ def _shifted_forward(x: Features, kernel: Array) -> tuple[Features, tuple[Featur
 
 
 def _shifted_backward(kept: tuple[Features, Array], cotangent: Features) -> tuple[Features, Array]:
-    # Written out because the derivative of nine slices is nine padded copies, and because nine separate sums over
-    # all pixels write nine products to memory: one reduction of nine operands over the width alone writes none and
-    # is 5 times faster (bench/results, "depthwise").
+    # Written out because the derivative of nine slices is nine padded copies, and because nine
+    # separate sums over all pixels write nine products to memory: one reduction of nine operands
+    # over the width alone writes none and is 5 times faster (bench/results, "depthwise").
     x, kernel = kept
     h, w = x.shape[1:3]
     padded = zero1(x)
@@ -167,7 +170,8 @@ def _gated_forward(gate: Features, value: Features) -> tuple[Features, tuple[Fea
 def _gated_backward(
     kept: tuple[Features, Features], cotangent: Features
 ) -> tuple[Features, Features]:
-    # Keeps the two inputs only; plain differentiation would also keep the distribution function and its density.
+    # Keeps the two inputs only; plain differentiation would also keep the distribution function and
+    # its density.
     gate, value = kept
     g = gate.astype(jnp.float32)
     below = 0.5 * (1.0 + lax.erf(g * np.float32(np.sqrt(0.5))))

@@ -86,7 +86,11 @@ def save_selection(selection: Selection, path: str | Path, show: int = 48) -> No
         bars = means.bar(positions + offset, values, 0.26, color=colour, label=label)
         means.bar_label(bars, fmt="%.1f", fontsize=8)
     means.set_xticks(positions, ["red", "green", "blue"])
-    means.set_ylim(0, 1.35 * max(selection.target_means.max(), selection.before.max(), selection.after.max(), 1.0))
+    means.set_ylim(
+        0,
+        1.35
+        * max(selection.target_means.max(), selection.before.max(), selection.after.max(), 1.0),
+    )
     means.set_ylabel("mean, grey levels")
     means.legend(fontsize=8, ncols=3, loc="upper left", frameon=False)
     curves = figure.add_subplot(grid[1, 1])
@@ -120,7 +124,9 @@ def read_log(path: str | Path) -> list[dict]:
     try:
         lines = Path(path).read_text(encoding="utf8").splitlines(keepends=True)
     except OSError as error:
-        raise PictureError(f"{path}: cannot be read ({error.strerror}): name a run's log") from error
+        raise PictureError(
+            f"{path}: cannot be read ({error.strerror}): name a run's log"
+        ) from error
     if lines and not lines[-1].endswith("\n"):
         del lines[-1]
     records = []
@@ -136,7 +142,7 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def save_loss_curve(log: str | Path, path: str | Path) -> None:
-    """Training loss over steps, one panel a stage (their losses differ in kind), validation loss as dots."""
+    """Training loss over steps, validation loss as dots; a panel for each stage."""
     records = read_log(log)
     if not records:
         raise PictureError(f"{log}: no records yet: let the run reach its first log step")
@@ -145,18 +151,15 @@ def save_loss_curve(log: str | Path, path: str | Path) -> None:
     axes = figure.subplots(1, len(stages), squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):
         own = [record for record in records if record["stage"] == stage]
-        axis.plot(
-            [r["step"] for r in own], [r["loss"] for r in own], color=AFTER, label="training loss"
-        )
-        checked = [r for r in own if "validation_loss" in r]
-        if checked:
-            axis.plot(
-                [r["step"] for r in checked],
-                [r["validation_loss"] for r in checked],
-                "o",
-                color=BEFORE,
-                label="validation loss",
-            )
+        checked = [record for record in own if record.get("validation_loss") is not None]
+        for found, name, style, colour in (
+            (own, "loss", ".-" if len(own) < 40 else "-", AFTER),
+            (checked, "validation_loss", "o", BEFORE),
+        ):
+            if found:
+                label = "training loss" if name == "loss" else "validation loss"
+                steps, losses = [r["step"] for r in found], [r[name] for r in found]
+                axis.plot(steps, losses, style, color=colour, label=label)
         axis.set_title(f"stage: {stage}", color=INK)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
@@ -168,18 +171,19 @@ def save_loss_curve(log: str | Path, path: str | Path) -> None:
 def save_comparison(
     rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: str | Path
 ) -> None:
-    """Visible, infrared and fused images side by side, a row each: (title, visible, infrared, fused), [0, 1]."""
+    """Images side by side, a row each: (title, visible, infrared, fused), in [0, 1].
+
+    Images are (h, w), (h, w, 1) or (h, w, 3).
+    """
+    if not rows:
+        raise PictureError(f"{path}: no images to compare: give at least one row")
     height, width = rows[0][1].shape[:2]
-    figure, axes = plt.subplots(
-        len(rows),
-        3,
-        figsize=(12, 12 / 3 * height / width * len(rows) + 0.4),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(12, 12 / 3 * height / width * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False)
     for row, (title, *images) in zip(axes, rows, strict=True):
         for axis, name, image in zip(row, ("visible", "infrared", "fused"), images, strict=True):
-            axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            shown = image[..., 0] if image.shape[2:] == (1,) else image
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_title(f"{title}: {name}", fontsize=9, color=INK)
             axis.axis("off")
     _save(figure, path)
