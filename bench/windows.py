@@ -26,7 +26,7 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
     ]
     what = f"one {size[0]}x{size[1]} pair in strips, by size of window"
     settings = {"size": size, "windows": windows}
-    result = record.measure(run, "windows", what, sides, run.rounds(3), settings, rates)
+    result = record.measure(run, "windows", what, sides, run.rounds(2), settings, rates)
     quickest = min(result["sides"], key=lambda name: result["sides"][name]["median_seconds"])
     for name in result["sides"]:
         if name != quickest:

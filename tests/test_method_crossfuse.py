@@ -437,7 +437,7 @@ def test_online_alignment_is_shared_by_devices(online, pooled, devices):
     order = [0, 2, 3, 1, 4, 5]
     for name, array in examples.items():
         joined = array.reshape(6, *array.shape[2:])
-        np.testing.assert_allclose(joined, whole[name][order], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(joined, whole[name][order], rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_online_alignment_needs_the_target_means():
