@@ -20,9 +20,8 @@ def get() -> Experiment:
         data=DataConfig(
             target=SourceConfig(kind="synthetic", scenes=32, sensor="clear", seed=1),
             external=SourceConfig(kind="synthetic", scenes=64, sensor="dim", seed=2),
-            validation=SourceConfig(kind="synthetic", scenes=2, sensor="clear", seed=3),
             patch_size=48,
             stride=80,
         ),
-        train=TrainConfig(batch_size=4, steps_per_epoch=20, log_every=5, checkpoint_every=60),
+        train=TrainConfig(batch_size=4, steps_per_epoch=18, log_every=6, checkpoint_every=54),
     )

@@ -1,5 +1,7 @@
-"""Weights as files: ours, and the published ones, read and written. Pickles only through
-`torch.load(weights_only=True)`.
+"""Weights as files: ours, and the published ones, read and written.
+
+Ours is a flat safetensors or npz file with keys like `encoder/blocks/at0/norm1/weight`. Pickles are
+read by `torch.load(weights_only=True)` only: code in a file never runs.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,6 +49,17 @@ def packaged() -> list[str]:
     return sorted(path.stem for path in _PRETRAINED.glob("*.safetensors"))
 
 
+def find_packaged(name: str) -> Path:
+    """The file of weights that come with the package."""
+    if name in packaged():
+        return _PRETRAINED / f"{name}.safetensors"
+    there = f"it has {', '.join(packaged())}" if packaged() else "it comes with none"
+    raise WeightsError(
+        f"{name}: no such weights in the package ({there}): give a file (.safetensors, .npz, .pth) "
+        "or a run folder"
+    )
+
+
 def find(path_or_name: str | Path) -> Path:
     """The file of a path, a run folder (its weights.safetensors) or a packaged name."""
     path = Path(path_or_name)
@@ -60,14 +74,8 @@ def find(path_or_name: str | Path) -> Path:
     if path.exists():
         return path
     if path.suffix or len(path.parts) > 1:
-        raise WeightsError(f"{path}: no such file or run folder")
-    if str(path) in packaged():
-        return _PRETRAINED / f"{path}.safetensors"
-    raise WeightsError(
-        f"no weights named {str(path)!r}: "
-        f"{'the package has ' + ', '.join(packaged()) if packaged() else 'none are packaged'}; "
-        "or give a file (.safetensors, .npz, .pth) or a run folder"
-    )
+        raise WeightsError(f"{path}: no such file or run folder: check the path")
+    return find_packaged(str(path))
 
 
 def load_weights(path_or_name: str | Path) -> Weights:
@@ -90,9 +98,9 @@ def load_weights(path_or_name: str | Path) -> Weights:
             raise WeightsError(
                 f"{path}: unknown kind {path.suffix!r}: use .safetensors, .npz, .pth or .pt"
             )
-        if metadata.get("format") == FORMAT:
-            return _from_ours(path, flat, metadata)
-        return _from_modules(path, _modules_of(flat))
+        if any("." in key for key in flat):
+            return _from_modules(path, _modules_of(flat))
+        return _from_ours(path, flat, metadata)
 
 
 def save_weights(
@@ -100,22 +108,31 @@ def save_weights(
     name: str,
     params: Params,
     metadata: Mapping[str, str] | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
     """Writes parameters in our layout as .safetensors or .npz, whole or not at all.
 
-    dtype float16 halves the file and rounds every parameter to 11 bits. Raises WeightsError where
-    it cannot be written.
+    dtype float16 and bfloat16 halve the file and round every parameter to 11 or 8 bits. Raises
+    WeightsError where a parameter is not finite or the disk refuses.
     """
+    path = Path(path)
+    if dtype == "bfloat16" and path.suffix == ".npz":
+        raise WeightsError(f"{path}: .npz has no bfloat16: use .safetensors, or float16")
     # safetensors writes the memory as it lies: a transposed view would come out wrong.
     flat = {key: np.ascontiguousarray(np.asarray(value), dtype) for key, value in _flatten(params)}
-    about = {"format": FORMAT, "model": name, "jaxfuse": __version__, **(metadata or {})}
-    _write_flat(Path(path), flat, about)
+    for key, value in flat.items():
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise WeightsError(f"{path}: {key} is not finite in {dtype}: nothing was written")
+    about = {"jaxfuse": __version__, **(metadata or {}), "format": FORMAT, "model": name}
+    _write_flat(path, flat, {key: str(value) for key, value in about.items()})
 
 
 def export_weights(path: str | Path, weights: Weights) -> None:
     """Writes parameters in the published PyTorch layout as .pth/.pt, .safetensors or .npz, whole or
     not at all.
+
+    The published scripts load a .pth as it is: names start with `module.` as nn.DataParallel has
+    them. The other kinds have keys `module/name` with our module names.
     """
     path = Path(path)
     modules = convert.to_torch(weights.name, weights.params)
@@ -124,7 +141,7 @@ def export_weights(path: str | Path, weights: Weights) -> None:
         published = {ours: theirs for theirs, ours in convert.MODULE_NAMES.items()}
         state = {
             published.get(module, module): {
-                name: torch.from_numpy(array.copy()) for name, array in arrays.items()
+                f"module.{name}": torch.from_numpy(array.copy()) for name, array in arrays.items()
             }
             for module, arrays in modules.items()
         }
@@ -166,18 +183,30 @@ def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]) -> Weights:
+def _expected(name: str) -> dict[str, Any]:
+    """What our layout holds for a model: arrays without values, by key."""
     import jax
 
     from jaxfuse.models import create
 
-    name = metadata.get("model", "")
+    return dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
+
+
+def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]) -> Weights:
+    written_as = metadata.get("format", FORMAT)
+    if written_as != FORMAT:
+        raise WeightsError(
+            f"{path}: has format {written_as!r}, this version reads {FORMAT!r}: update jaxfuse, or "
+            "convert the file with the version that wrote it"
+        )
+    # Files that other tools have rewritten may have lost what we said of them.
+    name = metadata.get("model") or max(MODELS, key=lambda n: len(_expected(n).keys() & flat))
     if name not in MODELS:
         raise WeightsError(
             f"{path}: holds a model {name!r} that this version does not have: "
             f"{', '.join(sorted(MODELS))}"
         )
-    expected = dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
+    expected = _expected(name)
     for what, keys in (
         ("lacks", expected.keys() - flat.keys()),
         ("has unknown", flat.keys() - expected.keys()),
@@ -196,27 +225,46 @@ def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = np.ascontiguousarray(flat[key], np.float32)
+        node[leaf] = _as_float32(path, key, flat[key])
     about = {k: v for k, v in metadata.items() if k not in ("format", "model")}
     return Weights(name, params, about)
 
 
+def _as_float32(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    # bfloat16 is a type of its own to NumPy, kind "V".
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise WeightsError(f"{path}: {key} holds {array.dtype}: weights are floating point")
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise WeightsError(
+            f"{path}: {key} holds NaN or infinite numbers: take weights of an earlier step"
+        )
+    return array
+
+
 def _from_modules(path: Path, modules: dict[str, dict[str, np.ndarray]]) -> Weights:
-    found = set(convert.normalise_names(modules))
+    modules = convert.normalise_names(modules)
+    modules = {
+        module: {
+            name: _as_float32(path, f"{module}/{name}", array) for name, array in arrays.items()
+        }
+        for module, arrays in modules.items()
+    }
     for name in convert.TABLES:
-        if found & {entry.module for entry in convert.entries(name)}:
+        if modules.keys() & {entry.module for entry in convert.entries(name)}:
             return Weights(name, convert.from_torch(name, modules), {"source": path.name})
+    there = ", ".join(sorted(modules)[:5]) or "none"
     raise WeightsError(
-        f"{path}: no known network in it (top-level keys: "
-        f"{', '.join(sorted(found)[:5]) or 'none'}): "
-        f"expected {', '.join(convert.MODULE_NAMES)}"
+        f"{path}: no known network in it (top-level keys: {there}): expected "
+        f"{', '.join(convert.MODULE_NAMES)}"
     )
 
 
 def _modules_of(flat: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """`module/name` or `module.name` -> {module: {name: array}}; only `state/` if there is that."""
+    state = {k.removeprefix("state/"): v for k, v in flat.items() if k.startswith("state/")}
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in flat.items():
-        key = key.removeprefix("state/")
+    for key, value in (state or flat).items():
         module, _, name = key.partition("/") if "/" in key else key.partition(".")
         modules.setdefault(module, {})[name] = value
     return modules
@@ -230,7 +278,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    with np.load(path, allow_pickle=False) as file:
+    # np.load leaves a damaged file open that it has opened itself.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         flat = {key: file[key] for key in file.files}
     about = flat.pop("__metadata__", None)
     return flat, json.loads(str(about)) if about is not None else {}
@@ -239,13 +288,24 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _read_torch(path: Path) -> dict[str, dict[str, np.ndarray]]:
     torch = _torch(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, dict) for value in state.values()):
+    # Checkpoints also hold numbers such as the epoch: only dicts of arrays are modules.
+    modules = {
+        module: {name: tensor.detach() for name, tensor in arrays.items()}
+        for module, arrays in (state.items() if isinstance(state, Mapping) else ())
+        if isinstance(arrays, Mapping)
+        and arrays
+        and all(isinstance(tensor, torch.Tensor) for tensor in arrays.values())
+    }
+    if not modules:
         raise WeightsError(
             f"{path}: expected a dict of state dicts with keys {', '.join(convert.MODULE_NAMES)}"
         )
     return {
-        module: {name: tensor.to(torch.float32).numpy() for name, tensor in arrays.items()}
-        for module, arrays in state.items()
+        str(module): {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
+            for name, tensor in arrays.items()
+        }
+        for module, arrays in modules.items()
     }
 
 
@@ -278,15 +338,18 @@ def _write_flat(path: Path, flat: dict[str, np.ndarray], about: dict[str, str]) 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` once it is complete; else it is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # Some file systems report a full disk only here.
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise WeightsError(
-            f"{path}: cannot be written ({reason}): free disk space or choose another folder"
+            f"{path}: cannot be written ({reason}): free some space or choose another place; what "
+            "was there before is unchanged"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -1,17 +1,27 @@
-"""A fusion network small enough to train in a test, with everything CrossFuse's two stages ask for.
+"""A network and an experiment small enough to train in a test, yet with all that training does.
 
-Run as a program it is the `jaxfuse` command with that network installed as the model "tiny".
+Run as a program this is the `jaxfuse` command with the network installed as the model "tiny".
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxfuse import models
+from jaxfuse.config import (
+    CrossFuseConfig,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from jaxfuse.models import Compute, Fused, Model
 from jaxfuse.models.layers import conv1x1, conv3x3
 from jaxfuse.shapes import Array, Gray, Params, PRNGKey
@@ -27,6 +37,53 @@ SHAPES = {
     ("fuse_high", "mix"): (CHANNELS, CHANNELS),
 }
 """Module and name of each parameter."""
+
+
+STAGE1, STEPS = 4, 12
+"""Steps of the first stage, and of both."""
+
+
+def experiment(**changes: Any) -> Experiment:
+    """12 steps with flips, weak-aggressive loss and online Top-K on generated scenes.
+
+    changes: fields by dotted name with "__" for the dot, such as `train__batch_size=4`. Tests that
+    change nothing that is compiled share programs through the compilation cache.
+    """
+    given = Experiment(
+        name=NAME,
+        seed=5,
+        model=ModelConfig(name=NAME),
+        method=CrossFuseConfig(
+            stage1_epochs=1,
+            stage2_epochs=2,
+            learning_rate=1e-2,
+            halve_every_epochs=1,
+            crop_size=12,
+            alignment="online",
+            pool=16,
+            keep=8,
+            flips=True,
+        ),
+        data=DataConfig(
+            target=SourceConfig(kind="synthetic", scenes=4, height=32, width=48, seed=1),
+            external=SourceConfig(
+                kind="synthetic", scenes=6, height=32, width=48, seed=2, sensor="dim"
+            ),
+            patch_size=16,
+            stride=16,
+            threads=2,
+        ),
+        train=TrainConfig(batch_size=8, steps_per_epoch=4, log_every=2, checkpoint_every=3),
+    )
+    for name, value in changes.items():
+        given = _replaced(given, name.split("__"), value)
+    return given
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _replaced(getattr(config, path[0]), path[1:], value)
+    return dataclasses.replace(config, **{path[0]: value})
 
 
 def create(compute: Compute) -> Model:

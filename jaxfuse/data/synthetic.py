@@ -51,7 +51,7 @@ class Sensor:
     """Grey level of the hottest thing, of 1."""
     ir_gamma: float = 1.0
     """As `gamma`, for the thermal image."""
-    ir_noise: float = 0.01
+    ir_noise: float = 0.007
     """Standard deviation, of 1; half as much again lies in stripes, one value per column."""
     ir_blur: float = 0.8
     """Standard deviation of the thermal lens' blur."""

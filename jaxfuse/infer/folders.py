@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxfuse.config import UserError
 from jaxfuse.data import images
-from jaxfuse.data.folders import open_folders
-from jaxfuse.data.pairs import DataError
+from jaxfuse.data.folders import open_folders, require_equal_sizes
+from jaxfuse.data.images import FileError
 from jaxfuse.infer.predict import Fuser, Stretch, Way, fuse
+
+_DEEP = (".png", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,30 +25,52 @@ class FuseSummary:
     """Output that is missing, and why."""
 
 
-def _jobs(infrared: Path, visible: Path, out: Path, suffix: str) -> list[tuple[Path, Path, Path]]:
+class _Job(NamedTuple):
+    infrared: Path
+    visible: Path
+    target: Path
+
+
+def _jobs(infrared: Path, visible: Path, out: Path, suffix: str) -> list[_Job]:
     for path in (infrared, visible):
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
+            raise FileError(path, "no such file or folder", "check the path")
     if infrared.is_dir() != visible.is_dir():
-        raise DataError(
-            f"{infrared} and {visible}: one is a folder, the other a file: give two files or two "
-            "folders"
-        )
+        folder, file = (infrared, visible) if infrared.is_dir() else (visible, infrared)
+        raise FileError(folder, f"is a folder, but {file} a file", "give two files or two folders")
     if not infrared.is_dir():
-        if out.is_dir():
-            out = out / f"{visible.stem}{suffix}"
-        elif out.suffix.lower() not in images.EXTENSIONS:
-            raise DataError(
-                f"{out}: not an image file name: end it in {', '.join(sorted(images.EXTENSIONS))}"
-            )
-        return [(infrared, visible, out)]
+        return [_Job(infrared, visible, out / f"{visible.stem}{suffix}" if out.is_dir() else out)]
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file, but folders are to be fused: name a folder")
+        raise FileError(out, "is a file, but folders are to be fused", "name a folder")
     pairs = open_folders(infrared=str(infrared), visible=str(visible))
     return [
-        (Path(pairs.infrared[i]), Path(pairs.visible[i]), out / f"{pairs.stem(i)}{suffix}")
+        _Job(pairs.infrared[i], pairs.visible[i], out / f"{pairs.stem(i)}{suffix}")
         for i in range(len(pairs))
     ]
+
+
+def _check_targets(jobs: list[_Job], bits: int, overwrite: bool) -> None:
+    """Raises FileError for what would fail, or lose something, after the work."""
+    ending = jobs[0].target.suffix.lower()
+    if ending not in images.EXTENSIONS:
+        endings = ", ".join(sorted(images.EXTENSIONS))
+        raise FileError(jobs[0].target, f"ending {ending!r}", f"use one of {endings}")
+    if bits == 16 and ending not in _DEEP:
+        raise FileError(jobs[0].target, f"bits = {bits}", f"use {', '.join(_DEEP)}, or bits = 8")
+    sources = {path.resolve() for job in jobs for path in (job.infrared, job.visible)}
+    for job in jobs:
+        if job.target.resolve() in sources:
+            raise FileError(job.target, "is one of the images to fuse", "name another place")
+    existing = [job.target for job in jobs if job.target.exists()]
+    if existing and not overwrite:
+        found = f"exists already, as {len(existing)} of {len(jobs)} results do"
+        raise FileError(existing[0], found, "add --overwrite, or name another place")
+    folder = jobs[0].target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "choose a place that you may write to"
+        raise FileError(folder, f"cannot be made ({error.strerror})", remedy) from error
 
 
 def fuse_paths(
@@ -65,38 +89,25 @@ def fuse_paths(
 ) -> FuseSummary:
     """Fuses two files into a file, or two folders into a folder (`STEM.png` each).
 
-    Unpaired stems and outputs that exist (unless `overwrite`) are errors before anything is
-    computed. Within a folder a
-    bad pair does not stop the others: it is in `failed`. A picture is written whole or not at all.
+    out: a file or a folder; folders are made. progress: called with (done, total, name).
+    Unpaired stems, results that exist (unless `overwrite`) or that would replace an input are
+    errors before anything is computed. Within a folder a bad pair does not stop the others: it is
+    in `failed`. A picture is written whole or not at all.
     """
     jobs = _jobs(Path(infrared), Path(visible), Path(out), suffix)
-    existing = [target for _, _, target in jobs if target.exists()]
-    if existing and not overwrite:
-        raise DataError(
-            f"{existing[0]}: exists already ({len(existing)} of {len(jobs)} outputs do): add "
-            "--overwrite or name another place"
-        )
-    single = len(jobs) == 1 and not Path(infrared).is_dir()
-    written: list[Path] = []
-    failed: list[tuple[Path, str]] = []
-    for number, (infrared_file, visible_file, target) in enumerate(jobs):
+    _check_targets(jobs, bits, overwrite)
+    summary = FuseSummary([], [])
+    for number, job in enumerate(jobs):
         try:
-            heat = images.read_infrared(infrared_file, infrared_stretch)
-            rgb = images.read_visible(visible_file)
-            if heat.shape[:2] != rgb.shape[:2]:
-                raise DataError(
-                    f"{infrared_file} is {heat.shape[1]}x{heat.shape[0]} and {visible_file} "
-                    f"{rgb.shape[1]}x{rgb.shape[0]} "
-                    "pixels: register the pair first, nothing is resized"
-                )
-            fused = fuse(rgb, heat, fuser, method=method, stretch=stretch)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            images.write(target, fused, bits)
-            written.append(target)
+            heat = images.read_infrared(job.infrared, infrared_stretch)
+            rgb = images.read_visible(job.visible)
+            require_equal_sizes(job.infrared, heat.shape[:2], job.visible, rgb.shape[:2])
+            images.write(job.target, fuse(rgb, heat, fuser, method=method, stretch=stretch), bits)
+            summary.written.append(job.target)
         except UserError as error:
-            if single:
+            if not Path(infrared).is_dir():
                 raise
-            failed.append((target, str(error)))
+            summary.failed.append((job.target, str(error)))
         if progress:
-            progress(number + 1, len(jobs), visible_file.name)
-    return FuseSummary(written, failed)
+            progress(number + 1, len(jobs), job.visible.name)
+    return summary

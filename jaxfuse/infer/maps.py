@@ -46,7 +46,9 @@ class _InFile:
         self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         try:
             # All of it now: a full disk should show before the work, not after an hour of it.
-            os.posix_fallocate(self.file.fileno(), 0, shape[0] * self.row_bytes)
+            reserve = getattr(os, "posix_fallocate", None)  # not on every system
+            if reserve:
+                reserve(self.file.fileno(), 0, shape[0] * self.row_bytes)
         except BaseException:
             self.file.close()
             raise

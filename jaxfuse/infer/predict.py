@@ -16,7 +16,7 @@ from jaxfuse.infer.strips import fuse_strips
 from jaxfuse.infer.tiles import compiled, fuse_tiles
 from jaxfuse.models import Model, create
 from jaxfuse.ops import color
-from jaxfuse.shapes import Params
+from jaxfuse.shapes import Array, Params
 
 Way = Literal["auto", "whole", "strips", "tiles"]
 Stretch = Literal["none", "minmax"]
@@ -24,11 +24,13 @@ Stretch = Literal["none", "minmax"]
 DEFAULT_WEIGHTS = "crossfuse"
 """The packaged weights used where none are named."""
 
-WHOLE_PIXELS = {"cpu": 64 * 64}
-OTHER_WHOLE_PIXELS = 1 << 20
-"""Up to this many pixels, by backend, one program over the whole image is best. On a CPU windows
-that stay in the
-cache are faster from small images on, and need a fraction of the memory (bench/results)."""
+WHOLE_PIXELS = {"cpu": 128 * 128}
+OTHER_WHOLE_PIXELS = 1 << 19
+"""Up to this many pixels, by backend, one program over the whole image is best: it takes about 8 KB
+a pixel. On a CPU windows that stay in the cache are faster for anything larger."""
+
+RECOLOUR_PIXELS = 1 << 20
+"""Colours are put back in strips of at most this many pixels: each takes about 100 bytes."""
 
 
 class ImageError(UserError, ValueError):
@@ -60,30 +62,40 @@ def load(
     path_or_name: str | Path | None = None,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Fuser:
-    """A trained network from a weights file, a run folder, or the name of packaged weights (None:
-    the default ones).
+    """A trained network from a weights file, a run folder, or the name of packaged weights.
 
+    None takes the package's default. A file or folder comes before packaged weights of that name.
     Raises WeightsError, which says what there is.
     """
-    read = weight_files.load_weights(
-        DEFAULT_WEIGHTS if path_or_name in (None, "") else path_or_name
-    )
+    read = weight_files.load_weights(_weights_file(path_or_name))
     params = jax.tree.map(jax.numpy.asarray, read.params)
-    return Fuser(read.name, params, read.metadata, create(read.name, compute_dtype))
+    return Fuser(read.name, params, read.metadata, _model(read.name, compute_dtype))
+
+
+@functools.cache
+def _model(name: str, compute_dtype: str) -> Model:
+    # What is compiled belongs to a model: weights of one network share it.
+    return create(name, compute_dtype)
+
+
+def _weights_file(path_or_name: str | Path | None) -> Path:
+    # The default is the package's own, whatever a file in the current folder is called.
+    if path_or_name in (None, ""):
+        return weight_files.find_packaged(DEFAULT_WEIGHTS)
+    return weight_files.find(path_or_name)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_cached(path_or_name: str | None, stamp: object) -> Fuser:
-    return load(path_or_name)
+def _load_cached(path: Path, written: int) -> Fuser:
+    return load(path)
 
 
 def _fuser(weights: Fuser | str | Path | None) -> Fuser:
     if isinstance(weights, Fuser):
         return weights
-    name = None if weights in (None, "") else str(weights)
-    path = weight_files.find(name or DEFAULT_WEIGHTS)
+    path = _weights_file(weights).resolve()
     # A file that training has replaced meanwhile is read again.
-    return _load_cached(name, (path, path.stat().st_mtime_ns))
+    return _load_cached(path, path.stat().st_mtime_ns)
 
 
 def fuse(
@@ -97,8 +109,8 @@ def fuse(
     """Fuses a visible and an infrared image of the same scene.
 
     visible: (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4, alpha dropped). infrared: (h, w),
-    (h, w, 1), or (h, w, 3) with equal channels. Each uint8, uint16, or float in [0, 1]; any size
-    from 1x1.
+    (h, w, 1), or three equal channels, with or without alpha. Each uint8, uint16, or float in
+    [0, 1]; any size from 1x1.
     weights: what `load` takes, or a `Fuser`.
     method: "whole" runs one program over the image; "strips" gives the same in bounded memory;
     "auto" picks one of the two; "tiles" is approximate, independent overlapping tiles.
@@ -116,25 +128,30 @@ def fuse(
     fuser = _fuser(weights)
     visible, infrared = np.asarray(visible), np.asarray(infrared)
     rgb = _unit(visible, "visible", (1, 3, 4))[..., :3]
-    heat = _one_channel(_unit(infrared, "infrared", (1, 3)))
+    heat = _one_channel(_unit(infrared, "infrared", (1, 3, 4))[..., :3])
     if rgb.shape[:2] != heat.shape[:2]:
         raise ImageError(
-            f"visible is {rgb.shape[0]}x{rgb.shape[1]} and infrared "
-            f"{heat.shape[0]}x{heat.shape[1]} pixels (height x "
-            "width): register the pair first, both images must show the same scene at the same size"
+            f"visible is {rgb.shape[0]} x {rgb.shape[1]} and infrared {heat.shape[0]} x "
+            f"{heat.shape[1]} pixels (height x width): register the pair, both must cover the same "
+            "pixels"
         )
     luma = np.asarray(color.luma(rgb))
     fused = _fuse_luma(fuser, luma, heat, method)[:, :, None]
     if stretch == "minmax":
         low, high = float(fused.min()), float(fused.max())
         fused = (fused - low) / (high - low) if high > low else fused
-    result = np.asarray(color.replace_luma(rgb, fused))
-    if result.shape[-1] == 1:
-        result = result[:, :, 0]
-    if visible.dtype == np.uint8 or visible.dtype == np.uint16:
-        top = np.iinfo(visible.dtype).max
-        return np.rint(np.clip(result, 0.0, 1.0) * top).astype(visible.dtype)
-    return result.astype(visible.dtype)
+    result = np.empty(rgb.shape, visible.dtype)
+    rows = max(1, RECOLOUR_PIXELS // rgb.shape[1])
+    for first in range(0, rgb.shape[0], rows):
+        part = slice(first, first + rows)
+        result[part] = _as_dtype(color.replace_luma(rgb[part], fused[part]), visible.dtype)
+    return result if result.shape[2] == 3 else result[:, :, 0]
+
+
+def _as_dtype(image: Array, dtype: np.dtype) -> np.ndarray:
+    if np.issubdtype(dtype, np.integer):
+        return np.rint(np.asarray(image) * np.float32(np.iinfo(dtype).max)).astype(dtype)
+    return np.asarray(image).astype(dtype)
 
 
 def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way) -> np.ndarray:
@@ -142,6 +159,10 @@ def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way
     if method == "auto":
         limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
         method = "whole" if luma.size <= limit or not fuser.model.passes else "strips"
+    if method == "strips" and not fuser.model.passes:
+        raise ImageError(
+            f'method = "strips": {fuser.name} has no exact windows: use "whole", or "tiles"'
+        )
     if method == "tiles":
         return fuse_tiles(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
     if method == "strips":
@@ -166,12 +187,12 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
     if bad:
         raise ImageError(f"{name} holds {bad} values that are NaN or infinite: replace them first")
     low, high = float(image.min()), float(image.max())
-    if low < 0.0 or high > 1.0:
+    if low < -1e-6 or high > 1.0 + 1e-6:
         raise ImageError(
             f"{name} spans {low:g} to {high:g}: floats must lie in [0, 1]; divide by the largest "
             "level"
         )
-    return image.astype(np.float32)
+    return np.clip(image, 0.0, 1.0).astype(np.float32)
 
 
 def _one_channel(infrared: np.ndarray) -> np.ndarray:
@@ -180,8 +201,7 @@ def _one_channel(infrared: np.ndarray) -> np.ndarray:
     spread = float(np.ptp(infrared, axis=2).max())
     if spread > 2.0 / 255.0:
         raise ImageError(
-            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: it "
-            "is a pseudo-colour "
-            "picture; give the camera's grey export"
+            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: a "
+            "pseudo-colour picture; give the camera's gray export"
         )
     return infrared.mean(axis=2, keepdims=True, dtype=np.float32)

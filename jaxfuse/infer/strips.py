@@ -1,5 +1,4 @@
-"""Large images in windows, exactly: what `Model.apply` gives on the whole image, in constant
-memory.
+"""Large images in windows, exactly: what `Model.apply` gives on the whole image, in little memory.
 
 Runs `Model.passes` (see `jaxfuse.models.base.Pass`, docs/adr/0007): each pass goes once over the
 image, strip of rows by strip of rows, each strip in windows small enough for the processor's cache.
@@ -28,14 +27,11 @@ from jaxfuse.shapes import Params
 WINDOW_PIXELS = {"cpu": 9216}
 OTHER_WINDOW_PIXELS = 1 << 19
 """Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel, must stay
-below 32 MiB:
-beyond, the C library takes fresh pages for each call and a pass takes twice the time
-(bench/results)."""
+below 32 MiB: beyond, they leave the cache and the C library takes fresh pages for each call, and a
+pass takes twice the time."""
 
 GRAIN = 16
-"""Window sides are multiples of this where the image is larger, so that images of many sizes share
-programs.
-"""
+"""Window sides are multiples of this in larger images: images of many sizes share programs."""
 
 CALL_COST = 400
 """What starting a window costs, in pixels."""
@@ -53,8 +49,7 @@ class Cut(NamedTuple):
 
 
 def cuts(length: int, size: int, halo: int) -> tuple[Cut, ...]:
-    """Windows of equal size along an axis. What they answer for adds up to the axis, without
-    overlap.
+    """Windows of equal size along an axis; what they answer for is the axis, without overlap.
 
     Every pixel answered for is `halo` or more from a window edge that is no edge of the image.
     """
@@ -95,9 +90,7 @@ def _compiled(program: Callable) -> Callable:
 
 
 def _copy(window: np.ndarray) -> np.ndarray:
-    """A copy that starts at a multiple of 64 bytes: JAX on CPU takes it as it is, others it copies
-    once more.
-    """
+    """A copy that starts at a multiple of 64 bytes: JAX on CPU copies others once more."""
     memory = np.empty(window.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + window.nbytes].view(window.dtype).reshape(window.shape)
@@ -172,9 +165,7 @@ class _Sweep:
         return mask
 
     def _settle(self, i: int, column: Cut, written: tuple, partial: tuple) -> None:
-        """Takes over a finished window. Strips are written once no window to come reads their old
-        rows.
-        """
+        """Takes over a finished window. A strip is written once no window still reads its rows."""
         row = self.rows[i]
         if column is self.columns[0]:
             shape = (row.last - row.first, self.width)

@@ -144,8 +144,9 @@ def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def split(x: Any) -> Any:
             if len(x) % len(devices):
-                raise ValueError(
-                    f"a batch of {len(x)} rows cannot be split over {len(devices)} devices"
+                raise ConfigError(
+                    f"a batch of {len(x)} rows cannot be split over {len(devices)} devices: "
+                    "make train.batch_size and method.pool multiples of the device count"
                 )
             return np.reshape(x, (len(devices), len(x) // len(devices), *x.shape[1:]))
 

@@ -83,7 +83,7 @@ def draw_building(street: Street, block: Block) -> None:
     for wall in walls:
         tint = tone if wall.along else 0.9 * tone
         plaster = wall.surface(tint, warm)
-        trim = wall.surface(np.clip(1.35 * tint, 0, 0.65), warm - 0.6)
+        trim = wall.surface(np.clip(1.35 * tint, 0, 0.65), warm - 0.3)
         canvas.fill(wall.quads(wall.visible_start, wall.end, 0.0, block.height), plaster)
         if house:
             _roof(street, block, wall, plaster, bool(tone[0] > 0.3))
@@ -144,9 +144,9 @@ def _windows(street: Street, block: Block, wall: _Wall, trim: int, lived: float)
     panes = wall.quads(u - wide, u + wide, y0, y1)
     mirrored = np.full(3, 0.003) if weather.night else weather.zenith
     looks = (
-        (0.10 * mirrored, wall.warm - 0.8, BLACK),
-        (0.30 * mirrored, wall.warm - 1.4, BLACK),
-        (0.42 * mirrored, wall.warm - 2.0, BLACK),
+        (0.10 * mirrored, wall.warm - 0.4, BLACK),
+        (0.30 * mirrored, wall.warm - 0.8, BLACK),
+        (0.42 * mirrored, wall.warm - 1.3, BLACK),
         (BLACK, wall.warm + 3.0, tuple(0.30 * k for k in WARM_WHITE)),
         (BLACK, wall.warm + 2.5, tuple(0.09 * k for k in WARM_WHITE)),
         (BLACK, wall.warm + 2.0, tuple(0.18 * k for k in COOL_WHITE)),
