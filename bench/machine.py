@@ -54,6 +54,13 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def environment() -> dict[str, Any]:
+    """Settings from outside that change speed."""
+    names = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    found: dict[str, Any] = {name: os.environ[name] for name in names if name in os.environ}
+    return {**found, "nice": os.nice(0)} if hasattr(os, "nice") else found
+
+
 def commit(folder: Path) -> str | None:
     """Short commit of a checkout, with a + where files differ from it; None without one."""
 

@@ -122,7 +122,14 @@ def measure(
     rates = run.rates() if rates is None else rates
     for side in sides:
         side.environment = {**run.environment, **side.environment}
-    (one_by_one if run.accelerator else alternate)(sides, rounds)
+    notes = []
+    if run.accelerator:
+        notes += one_by_one(sides, rounds)
+        sides = [side for side in sides if side.report]
+        if not sides:
+            raise BenchError(f"{subject}: no side could be measured: see above")
+    else:
+        alternate(sides, rounds)
     found: dict[str, Any] = {}
     for side in sides:
         report = side.report
@@ -141,7 +148,6 @@ def measure(
             least = found[side.name]["floor"]["seconds"]
             found[side.name]["gap"] = found[side.name]["median_seconds"] / least
     name = machine.slug(rates["device"]) if run.accelerator else "cpu"
-    notes = []
     if load and load[0] > 0.5 * machine.cores():
         notes.append(
             f"The machine was busy (load {load[0]} on {machine.cores()} cores): measure again when "
@@ -157,6 +163,7 @@ def measure(
         "command": run.command,
         "machine": {
             **machine.hardware(),
+            "environment": machine.environment(),
             "load_average_before": load,
             "load_average_after": machine.load_average(),
             **rates,
@@ -173,7 +180,9 @@ def measure(
 
 
 def compare(result: dict[str, Any], slower: str, faster: str) -> dict[str, Any]:
-    """Adds the ratio of two sides, time and peak memory, and gives it."""
+    """Adds the ratio of two sides, time and peak memory, and gives it; {} where one is missing."""
+    if not {slower, faster} <= set(result["sides"]):
+        return {}
     a, b = result["sides"][slower], result["sides"][faster]
     entry = {
         "time": ratio(a["seconds"], b["seconds"]),
@@ -222,6 +231,15 @@ def problems(result: Any) -> list[str]:
     return found
 
 
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become words, rather than lose a measurement."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(result: dict[str, Any], out: Path) -> Path:
     """Saves a result as `<subject>-<device>.json`; refuses one that is not whole."""
     wrong = problems(result)
@@ -231,7 +249,9 @@ def write(result: dict[str, Any], out: Path) -> Path:
     tiny = "-tiny" if result["tiny"] else ""
     path = out / f"{result['subject']}-{result['device']}{tiny}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    temporary.write_text(
+        json.dumps(_strict(result), indent=1, allow_nan=False) + "\n", encoding="utf8"
+    )
     os.replace(temporary, path)
     return path
 

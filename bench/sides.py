@@ -181,10 +181,19 @@ def alternate(sides: Sequence[Side], rounds: int) -> None:
             process.finish()
 
 
-def one_by_one(sides: Sequence[Side], rounds: int) -> None:
-    """Runs each side to its end before the next: for devices that two processes cannot share."""
+def one_by_one(sides: Sequence[Side], rounds: int) -> list[str]:
+    """Runs each side to its end before the next: for devices that two processes cannot share.
+
+    Gives a line for each that failed, such as one that needs more memory than there is.
+    """
+    failed = []
     for side in sides:
-        alternate([side], rounds)
+        try:
+            alternate([side], rounds)
+        except BenchError as error:
+            side.report.clear()
+            failed.append(f"Not measured: {error}")
+    return failed
 
 
 if __name__ == "__main__":

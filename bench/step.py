@@ -184,7 +184,7 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
             # First: it writes the weights that ours reads.
             sides.insert(0, side("published", "published_side", batches[0], **more))
     what = f"stage II step, batch {', '.join(map(str, batches))} of {patch}x{patch}"
-    rounds = run.rounds(20 if run.accelerator else 4)
+    rounds = run.rounds(20 if run.accelerator else 5 if run.reference else 3)
     settings = {"batches": batches, "patch": patch, "self_supervision": True}
     result = record.measure(run, "step", what, sides, rounds, settings, rates)
     for found in result["sides"].values():

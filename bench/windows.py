@@ -9,7 +9,7 @@ from bench.record import Run
 from bench.sides import Side
 
 SIZE, TINY_SIZE = (240, 320), (48, 64)
-WINDOWS = ((64, 64), (96, 96), (128, 160), (240, 320))
+WINDOWS = ((96, 96), (128, 160), (240, 320))
 TINY_WINDOWS = ((32, 48), (48, 64))
 
 

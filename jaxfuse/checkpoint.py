@@ -7,10 +7,10 @@ devices, processes and reading workers and continues with the very next example.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import math
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +46,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_best: int = 1):
         self.folder = Path(folder).absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs pages about errors that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         # Newest and best are kept by separate rules: with one count a worsening run loses its
         # newest checkpoint.
         rules: list[Any] = [keep.LatestN(keep_last)]
@@ -97,7 +98,6 @@ class Checkpoints:
         The state's buffers may be donated at once. metrics: "loss" and "stage" say which is best.
         """
         with self._explained("save"):
-            self._manager.check_for_errors()
             info = {**info, CHECKSUM: checksum(state)}
             self._manager.save(
                 step,
@@ -106,6 +106,11 @@ class Checkpoints:
                 ),
                 metrics=metrics,
             )
+
+    def check(self) -> None:
+        """Raises CheckpointError if the last save has failed. Does not wait for one that goes on."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises CheckpointError if it could not be written."""
@@ -138,8 +143,7 @@ class Checkpoints:
         )
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        # A failed read prints pages of "Event loop is closed" from a thread of its own.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with _without_echo():
             saved = self._manager.item_metadata(step)["state"]
             difference = _difference(saved, abstract)
             if difference:
@@ -159,6 +163,22 @@ class Checkpoints:
         """Waits for pending writes and lets go of the folder."""
         with self._explained("save"):
             self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keeps quiet about futures that find their event loop closed: what a failed read leaves."""
+    before = sys.unraisablehook
+
+    def report(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ import torch_init
 from jaxfuse import convert, methods, models
 from jaxfuse.config import CrossFuseConfig
 from jaxfuse.methods import Stage
-from jaxfuse.shapes import Batch, Params
+from jaxfuse.models import Fused
+from jaxfuse.shapes import Batch, Metrics, Params
 from jaxfuse.train import steps
 from jaxfuse.train.state import TrainState
 
@@ -135,8 +137,31 @@ def model() -> models.Model:
 
 
 @pytest.fixture(scope="module")
-def apply(model):
-    return jax.jit(model.apply)
+def params(start) -> Params:
+    return jax.tree.map(jnp.asarray, convert.from_torch("crossfuse", by_module(start)))
+
+
+@pytest.fixture(scope="module")
+def apply(model, batch) -> Callable[[Params], Fused]:
+    run = jax.jit(model.apply)
+    return lambda params: run(params, batch["visible"], batch["infrared"])
+
+
+@pytest.fixture(scope="module")
+def fused(apply, params) -> Fused:
+    return apply(params)
+
+
+@pytest.fixture(scope="module")
+def rebuilt(model, params, batch) -> Fused:
+    return jax.jit(model.reconstruct)(params, batch["visible"], batch["infrared"])
+
+
+def stage_of(phase: str, model: models.Model) -> Stage:
+    """The stage as published, without the random crops of the self-supervision."""
+    config = CrossFuseConfig(self_supervision=0.0)
+    method = methods.build(config, model, methods.Facts(steps_per_epoch=100))
+    return method.stages[PHASES.index(phase)]
 
 
 def recording(stage: Stage) -> Stage:
@@ -152,12 +177,10 @@ def recording(stage: Stage) -> Stage:
     return dataclasses.replace(stage, tx=optax.GradientTransformation(init, update))
 
 
-@pytest.fixture(scope="module", params=PHASES)
-def run(request, model, batch, start) -> Run:
-    config = CrossFuseConfig(self_supervision=0.0)
-    method = methods.build(config, model, methods.Facts(steps_per_epoch=100))
-    stage = recording(method.stages[PHASES.index(request.param)])
-    params = jax.tree.map(jnp.asarray, convert.from_torch("crossfuse", by_module(start)))
+# Half a minute of compiling each; the network and the terms of stage I are also tested without.
+@pytest.fixture(scope="module", params=[pytest.param("phase1", marks=pytest.mark.slow), "phase2"])
+def run(request, model, batch, params) -> Run:
+    stage = recording(stage_of(request.param, model))
     state = TrainState(
         step=jnp.asarray(stage.start, jnp.int32),
         params=params,
@@ -198,24 +221,20 @@ def test_parameters_are_the_published_ones(model, stored):
     assert {f"{e.module}/{e.name}" for e in convert.entries("crossfuse")} == set(stored)
 
 
-def test_stored_weights_are_those_after_the_steps(start, stored, apply, batch, reference):
+def test_stored_weights_are_those_after_the_steps(start, stored, apply, reference):
     """The file saved its tensors by reference: five Adam steps of 1e-4 had moved them by then."""
     moved = max(float(np.abs(start[name] - stored[name]).max()) for name in stored)
     assert 4.9e-4 < moved < 5.1e-4
-    params = convert.from_torch("crossfuse", by_module(stored))
-    fused = apply(params, batch["visible"], batch["infrared"])
+    fused = apply(convert.from_torch("crossfuse", by_module(stored)))
     expected = channels_last(reference["phase2/out/fused"])
     assert relative(fused.image, expected) > 1e-3
 
 
-def test_outputs(model, apply, start, batch, reference):
-    params = convert.from_torch("crossfuse", by_module(start))
-    fused = apply(params, batch["visible"], batch["infrared"])
+def test_outputs(fused, rebuilt, reference):
     errors = {
         name: relative(fused.parts[part], channels_last(reference[name]))
         for name, part in OUTPUTS.items()
     }
-    rebuilt = jax.jit(model.reconstruct)(params, batch["visible"], batch["infrared"])
     for name, image in (
         ("phase2/out/fused", fused.image),
         ("phase1/out/vi_hat", rebuilt.image[0]),
@@ -226,15 +245,26 @@ def test_outputs(model, apply, start, batch, reference):
     assert {name: error for name, error in errors.items() if not error < 2e-5} == {}
 
 
-def test_losses(run, reference):
-    prefix = f"{run.phase}/loss/"
+def check_losses(phase: str, metrics: Metrics, reference: dict[str, np.ndarray]) -> None:
+    prefix = f"{phase}/loss/"
     names = {name.removeprefix(prefix) for name in reference if name.startswith(prefix)}
-    values = {name: run.metrics[ours] for name, ours in LOSSES[run.phase].items()}
-    if run.phase == "phase2":
-        values["fusion"] = run.metrics["intensity"] + 10.0 * run.metrics["gradient"]
+    values = {name: metrics[ours] for name, ours in LOSSES[phase].items()}
+    if phase == "phase2":
+        values["fusion"] = metrics["intensity"] + 10.0 * metrics["gradient"]
     assert set(values) == names
     for name, value in values.items():
         np.testing.assert_allclose(value, reference[prefix + name], rtol=1e-5, err_msg=name)
+
+
+def test_losses_of_stage_one(model, params, rebuilt, batch, reference):
+    given = dataclasses.replace(model, reconstruct=lambda params, visible, infrared: rebuilt)
+    objective = jax.jit(stage_of("phase1", given).objective)
+    loss, metrics = objective(params, batch, jax.random.key(0), jnp.float32(0.0))
+    check_losses("phase1", {"loss": loss, **metrics}, reference)
+
+
+def test_losses(run, reference):
+    check_losses(run.phase, run.metrics, reference)
 
 
 def test_gradient_norms(run, reference):

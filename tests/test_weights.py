@@ -266,7 +266,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     path, trap = tmp_path / "a.pth", tmp_path / "trap"
     torch.save({"DIDF_Encoder": {"a": torch.zeros(1)}, "x": Opened(trap)}, path)
     assert "code in a weights file is never run" in refused(path)
-    path.write_bytes(pickle.dumps(Opened(trap)))
+    path.write_bytes(pickle.dumps(Opened(trap), protocol=2))
     refused(path)
     assert not trap.exists()
 

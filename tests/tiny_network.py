@@ -1,19 +1,23 @@
 """A network and an experiment small enough to train in a test, yet with all that training does.
 
 Run as a program this is the `jaxfuse` command with the network installed as the model "tiny".
+TINY_PAUSE makes its jit steps wait that many seconds each, so that there is time to kill it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxfuse import models
+from jaxfuse import cli, distributed, models
 from jaxfuse.config import (
     CrossFuseConfig,
     DataConfig,
@@ -133,8 +137,17 @@ def create(compute: Compute) -> Model:
     return Model(NAME, init, apply, reconstruct)
 
 
+def _pause(seconds: float) -> None:
+    without = distributed.to_devices
+
+    def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+        time.sleep(seconds)
+        return without(batch, mesh)
+
+    distributed.to_devices = to_devices
+
+
 if __name__ == "__main__":
     models.MODELS[NAME] = create
-    from jaxfuse.cli import main
-
-    sys.exit(main())
+    _pause(float(os.environ.get("TINY_PAUSE", "0")))
+    sys.exit(cli.main())

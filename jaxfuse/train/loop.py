@@ -139,6 +139,7 @@ class _Session:
                 stopping = stop.is_set() and step < method.steps
                 saving = stopping or step % config.checkpoint_every == 0 or step == stage.stop
                 if saving or step % config.log_every == 0:
+                    self.checkpoints.check()
                     record = self._summary(state, step, stage, pending, since)
                     if saving and not stopping:  # who asked to stop may not wait for long
                         record |= self._validate(state, stage)

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -26,6 +26,7 @@ class LogError(UserError, OSError):
     """A log that cannot be written; the message names the file and the remedy."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes one record a log step."""
 

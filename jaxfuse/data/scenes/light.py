@@ -180,25 +180,30 @@ def _headlight(column: np.ndarray, row: np.ndarray, depth: np.ndarray, beam: flo
 def _sky(
     rng: np.random.Generator, weather: Weather, canvas: Canvas
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light (rows, w, 3) and temperature (rows, w) of the sky, from the top to the horizon."""
+    """Light (rows, w, 3) and temperature (rows, w) of the sky, from the top to the horizon.
+
+    All but the stars is smooth: worked out at half the size.
+    """
     height, width = min(canvas.height, int(canvas.horizon) + 2), canvas.width
-    up = ((canvas.horizon - np.arange(height)) / canvas.height).clip(0, 1)[:, None]
+    coarse = (width + 1) // 2, (height + 1) // 2
+    at = (np.arange(coarse[1]) + 0.5) * (height / coarse[1])
+    up = ((canvas.horizon - at) / canvas.height).clip(0, 1)[:, None]
     low = np.exp(-up / 0.16).astype(f32)
     zenith, skyline = weather.zenith.astype(f32), weather.skyline.astype(f32)
     sky = zenith + low[..., None] * (skyline - zenith)
     cells = rng.standard_normal((3, 14, 20)).astype(f32)
-    clouds = np.zeros((height, width), f32)
+    clouds = np.zeros(coarse[::-1], f32)
     for k, (rows, columns) in enumerate(((4, 5), (7, 10), (14, 20))):
         grid = cells[k, :rows, :columns]
-        grid = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
-        clouds += grid / (1 + k)
+        clouds += cv2.resize(grid, coarse, interpolation=cv2.INTER_CUBIC) / (1 + k)
     cover = np.clip(f32(weather.cloud - 0.4) + f32(0.35) * clouds, 0, 1)
     white = 0.75 * skyline + 0.25 * zenith + f32(0.3) * weather.sunlight.astype(f32)
     bright = (f32(0.9) + f32(0.1) * clouds)[..., None] * white
     sky = sky + f32(0.85) * cover[..., None] * (bright - sky)
+    heat = f32(weather.air - 34 + 6 * weather.cloud) + 24 * low + 10 * cover
+    sky, heat = (cv2.resize(part, (width, height)) for part in (sky, heat))
     stars = rng.random((60, 3))
     if weather.night and weather.cloud < 0.6:
         rows, columns = (stars[:, :2] * (0.9 * canvas.horizon, width)).astype(int).T
         sky[rows.clip(0, height - 1), columns] += 0.1 * stars[:, 2:].astype(f32) ** 2
-    heat = f32(weather.air - 34 + 6 * weather.cloud) + 24 * low + 10 * cover
     return sky, heat

@@ -37,7 +37,7 @@ def tree(canvas: Canvas, setting: Setting, rng: np.random.Generator, x: float, z
     trunk_only = standing(limbs(stem, 2)[0], x, z)
     if rng.random() < 0.2:
         stem[0, 2:4] = (0.4 * lean, 0.38 * height)
-        bars = _branches(rng, 0.4 * lean, 0.38 * height, height, trunk)
+        bars = _branches(rng, 0.4 * lean, 0.38 * height, height, trunk, 4 if z < 25 else 3)
         canvas.fill_each(standing(limbs(bars, 3), x, z), [bark] * len(bars))
         canvas.fill(standing(limbs(stem, 2)[0], x, z), bark)
         lay_shadow(canvas, setting, trunk_only)
@@ -62,8 +62,9 @@ def _leaves(
 ) -> None:
     """Heaps of leaves, dark ones below and behind, light ones above and in front."""
     tint = np.array((0.06, 0.11, 0.03)) * rng.uniform(0.7, 1.3, 3)
-    sunny = float(setting.sun[1] > 0)
+    sunny, share = float(setting.sun[1] > 0), 1.0 if z < 25 else 0.5
     for tone, up, count, size in ((0.5, -0.2, 26, 0.30), (0.9, 0.0, 26, 0.26), (1.4, 0.2, 24, 0.2)):
+        count = int(share * count)
         leaf = canvas.surface(
             tone * tint,
             setting.air + 0.9 * tone - 0.7,
@@ -81,11 +82,11 @@ def _leaves(
 
 
 def _branches(
-    rng: np.random.Generator, x: float, low: float, high: float, trunk: float
+    rng: np.random.Generator, x: float, low: float, high: float, trunk: float, times: int
 ) -> np.ndarray:
-    """Bars (n, 6) of bare branches that fork four times."""
+    """Bars (n, 6) of bare branches that fork `times` times."""
     tips, bars = [(x, low, np.pi / 2, 0.55 * trunk, 0.42 * (high - low))], []
-    for _ in range(4):
+    for _ in range(times):
         grown = []
         for px, py, angle, thick, length in tips:
             forks = 3 if len(tips) < 9 else 2
