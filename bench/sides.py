@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT
@@ -57,7 +58,13 @@ class Side:
 
 def peak_rss() -> int:
     """Bytes of this process' largest resident set."""
-    # The count begins with what the parent held when it started this process: parents stay small.
+    # What getrusage counts begins with what the parent held when it started this process; Linux
+    # also says it for this program alone.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -108,7 +108,7 @@ class Checkpoints:
             )
 
     def check(self) -> None:
-        """Raises CheckpointError if the last save has failed. Does not wait for one that goes on."""
+        """Raises CheckpointError if the last save has failed. Does not wait for a running one."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -125,6 +125,7 @@ class Checkpoints:
         be read, which are deleted, since a later save of their steps would be refused. Where none
         can be read all stay, and CheckpointError is raised.
         """
+        _hush()
         complaints = list(self._complaints)
         unreadable: list[int] = []
         for step in reversed(self.steps):
@@ -143,18 +144,20 @@ class Checkpoints:
         )
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        with _without_echo():
-            saved = self._manager.item_metadata(step)["state"]
-            difference = _difference(saved, abstract)
-            if difference:
-                raise CheckpointError(f"another state than this run's: {difference}")
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
-                ),
-            )
+        difference = _difference(self._manager.item_metadata(step)["state"], abstract)
+        if difference:
+            raise CheckpointError(f"another state than this run's: {difference}")
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
+            ),
+        )
         state, info = found["state"], found["info"]
+        # Damage to Orbax's own notes can turn keys into plain numbers, or numbers into others.
+        types = jax.tree.map(lambda x, like: x.dtype == like.dtype, state, abstract)
+        if not all(jax.tree.leaves(types)):
+            raise CheckpointError("its arrays are of other types than were saved")
         if CHECKSUM in info and info[CHECKSUM] != checksum(state):
             raise CheckpointError("its numbers are not those that were saved")
         return state, info
@@ -165,25 +168,26 @@ class Checkpoints:
             self._manager.close()
 
 
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """Keeps quiet about futures that find their event loop closed: what a failed read leaves."""
-    before = sys.unraisablehook
+def _hush() -> None:
+    """Leaves out the pages that Python prints, some of them later, about what a failed read drops.
 
-    def report(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
+    They are of Orbax's coroutines, and of futures that find their event loop closed.
+    """
+
+    def report_what_is_not_orbax(found: Any) -> None:
+        code = getattr(found.object, "cr_code", None)
+        orbax = code is not None and "orbax" in code.co_filename
+        if not orbax and str(found.exc_value) != "Event loop is closed":
             before(found)
 
-    sys.unraisablehook = report
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") != report_what_is_not_orbax.__name__:
+        sys.unraisablehook = report_what_is_not_orbax
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:500] if lines else type(error).__name__
 
 
 def _drop_damaged_metrics(folder: Path) -> list[str]:

@@ -41,7 +41,7 @@ def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar
     rises to 0.024.
     """
     if config.schedule == "published":
-        epoch = config.stage1_epochs + jnp.floor(progress * config.stage2_epochs)
+        epoch = config.stage1_epochs + jnp.floor(progress * config.stage2_epochs + 1e-4)
         t = epoch / config.stage2_epochs
     else:
         t = progress

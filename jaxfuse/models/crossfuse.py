@@ -103,7 +103,8 @@ class ChannelAttention(nnx.Module):
         # zero.
         q_norm = jnp.sqrt(jnp.maximum(sums.q_squares, 1e-24)).reshape(shape)
         k_norm = jnp.sqrt(jnp.maximum(sums.k_squares, 1e-24)).reshape(shape)
-        logits = sums.products / (q_norm[..., :, None] * k_norm[..., None, :])
+        # One after the other: the product of two norms of a black image underflows in the gradient.
+        logits = sums.products / q_norm[..., :, None] / k_norm[..., None, :]
         attention = jax.nn.softmax(logits * self.temperature[...][None, :, None, None], axis=-1)
         project = self.project[...].reshape(HEADS, CHANNELS // HEADS, CHANNELS)
         # Attention and output projection are both linear in v: one 64x64 matrix per image.
