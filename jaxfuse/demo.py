@@ -32,9 +32,13 @@ def run(out: str | Path, steps_per_epoch: int = 0) -> None:
     """
     out = Path(out)
     experiment = experiments.find("demo")
-    if steps_per_epoch:
-        train = dataclasses.replace(experiment.train, steps_per_epoch=steps_per_epoch)
-        experiment = dataclasses.replace(experiment, train=train)
+    # One device: its batch is too small to be split over many.
+    train = dataclasses.replace(
+        experiment.train,
+        devices=1,
+        steps_per_epoch=steps_per_epoch or experiment.train.steps_per_epoch,
+    )
+    experiment = dataclasses.replace(experiment, train=train)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file: name a folder")
     foreign = sorted({p.name for p in out.iterdir()} - MADE.keys()) if out.exists() else []

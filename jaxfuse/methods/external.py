@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfuse.config import ConfigError, DataConfig
@@ -87,12 +88,13 @@ def select(target: Pairs, external: Pairs, data: DataConfig, k: int) -> Selectio
             f"{data.patch_size} pixels at stride "
             f"{data.stride}: lower method.top_k or data.stride, or add images"
         )
-    means = grid_means(external, data.patch_size, data.stride, data.threads).astype(np.float32)
-    chosen = align.select_top_k(means, mu.astype(np.float32), k)
+    means = grid_means(external, data.patch_size, data.stride, data.threads)
+    goal = jnp.asarray(mu, jnp.float32)
+    chosen = align.select_top_k(jnp.asarray(means, jnp.float32), goal, k)
     rows = np.asarray(chosen.indices)
     images, positions = index.image[rows], index.position[rows]
     patches = read_patches(external, images, positions, data.patch_size, data.threads)
-    fit = align.fit_gamma_report(align.histogram(patches.visible), mu.astype(np.float32))
+    fit = align.fit_gamma_report(align.histogram(patches.visible), goal)
     aligned = np.asarray(align.apply_gamma(patches.visible, fit.gamma))
 
     def mean(x: np.ndarray) -> np.ndarray:
