@@ -45,7 +45,8 @@ def train(arguments: Sequence[str]) -> int:
         default=experiment,
         description="Overrides of the preset's fields. Also --run DIR: the run folder.",
     )
-    default = Path(source) if Path(source).is_dir() else Path("runs") / experiment.name
+    is_run = (Path(source) / "config.json").exists()
+    default = Path(source) if is_run else Path("runs") / experiment.name
     from jaxfuse import distributed
 
     distributed.compilation_cache()

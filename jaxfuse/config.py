@@ -74,6 +74,14 @@ class SourceConfig:
     """synthetic: a name in `jaxfuse.data.synthetic.SENSORS`."""
 
     def __post_init__(self) -> None:
+        for field in ("root", "infrared", "visible", "split"):
+            value = getattr(self, field)
+            _require(
+                self.kind == "folders" or not value,
+                f"source.{field}",
+                value,
+                f"is not read while kind is {self.kind!r}: set kind to 'folders' as well",
+            )
         if self.kind == "folders":
             two = bool(self.infrared) and bool(self.visible)
             _require(

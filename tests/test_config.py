@@ -164,3 +164,10 @@ def test_every_lazy_room_is_a_module(repo: Path) -> None:
     for module in set(jaxfuse._NAMES.values()):
         path = repo.joinpath(*module.split("."))
         assert path.with_suffix(".py").exists(), module
+
+
+def test_a_folder_is_not_ignored_where_the_kind_does_not_read_it() -> None:
+    with pytest.raises(ConfigError, match=r"source\.root = 'pairs'.*'folders'"):
+        SourceConfig(kind="synthetic", root="pairs")
+    with pytest.raises(ConfigError, match=r"source\.split = 'list\.txt'.*'none'"):
+        SourceConfig(split="list.txt")

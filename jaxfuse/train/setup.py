@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -118,10 +119,17 @@ def make_folder(folder: Path, experiment: Experiment) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
+    """The file appears whole or not at all. Raises RunFolderError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"{path}: cannot be written ({error.strerror}): free disk space or name another folder"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
