@@ -437,3 +437,12 @@ def test_a_place_that_cannot_be_written(tmp_path, params):
         save_weights(tmp_path / "file" / "a.safetensors", NAME, params)
     save_weights(tmp_path / "new" / "folder" / "a.safetensors", NAME, params)
     assert (tmp_path / "new" / "folder" / "a.safetensors").exists()
+
+
+def test_the_default_weights_come_with_the_package() -> None:
+    from jaxfuse.infer.predict import DEFAULT_WEIGHTS
+
+    assert DEFAULT_WEIGHTS in weights.packaged()
+    found = weights.load_weights(DEFAULT_WEIGHTS)
+    assert found.name == "crossfuse" and "RoadScene" in found.metadata["data"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))

@@ -27,8 +27,8 @@ from jaxfuse.shapes import Params
 WINDOW_PIXELS = {"cpu": 9216}
 OTHER_WINDOW_PIXELS = 1 << 19
 """Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel, must stay
-below 32 MiB: beyond, they leave the cache and the C library takes fresh pages for each call, and a
-pass takes twice the time."""
+below 32 MiB: glibc maps larger ones anew for each call, and their page faults double a pass's
+time. Other backends: not measured."""
 
 GRAIN = 16
 """Window sides are multiples of this in larger images: images of many sizes share programs."""
