@@ -314,6 +314,12 @@ def test_files_and_run_folders_are_experiments_too(asked, tiny: Path, tmp_path: 
     assert asked("mine.py") == (Experiment(name="my", seed=3), Path("runs/my"))
 
 
+def test_a_folder_that_has_a_presets_name_is_not_its_run(asked, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "fused.png").write_bytes(b"")
+    assert asked("demo") == (experiments.find("demo"), Path("runs/demo"))
+
+
 def test_align_shows_what_is_selected(tiny: Path, tmp_path: Path, capsys) -> None:
     assert cli.main(["align", str(tiny), "--k", "5", "--out", "pictures/a.png"]) == 0
     out, err = capsys.readouterr()

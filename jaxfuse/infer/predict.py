@@ -27,7 +27,7 @@ DEFAULT_WEIGHTS = "crossfuse"
 WHOLE_PIXELS = {"cpu": 128 * 128}
 OTHER_WHOLE_PIXELS = 1 << 19
 """Up to this many pixels, by backend, one program over the whole image is best: it takes about 8 KB
-a pixel. On a CPU windows that stay in the cache are faster for anything larger."""
+a pixel. On a CPU small windows are faster for anything larger."""
 
 RECOLOUR_PIXELS = 1 << 20
 """Colours are put back in strips of at most this many pixels: each takes about 100 bytes."""
