@@ -97,7 +97,7 @@ def _shifted_forward(x: Features, kernel: Array) -> tuple[Features, tuple[Featur
 def _shifted_backward(kept: tuple[Features, Array], cotangent: Features) -> tuple[Features, Array]:
     # Written out because the derivative of nine slices is nine padded copies, and because nine
     # separate sums over all pixels write nine products to memory: one reduction of nine operands
-    # over the width alone writes none and is 5 times faster (bench/results, "depthwise").
+    # over the width alone writes none and is about 4 times faster (bench/results, "depthwise").
     x, kernel = kept
     h, w = x.shape[1:3]
     padded = zero1(x)
