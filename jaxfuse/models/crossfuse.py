@@ -109,7 +109,7 @@ class ChannelAttention(nnx.Module):
         project = self.project[...].reshape(HEADS, CHANNELS // HEADS, CHANNELS)
         # Attention and output projection are both linear in v: one 64x64 matrix per image.
         mix = jnp.einsum("bhce,hcd->bhed", attention, project).reshape(b, CHANNELS, CHANNELS)
-        return jnp.einsum("bhwc,bcd->bhwd", v, mix.astype(v.dtype))
+        return jnp.matmul(v.reshape(b, -1, CHANNELS), mix.astype(v.dtype)).reshape(v.shape)
 
 
 class GatedFeedForward(nnx.Module):

@@ -50,7 +50,10 @@ def constant(*shape: int, value: float) -> nnx.Param:
 
 def conv1x1(x: Features, kernel: Float[Array, "i o"]) -> Features:
     """A 1x1 convolution: a matrix product over the channels."""
-    return lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+    # All pixels in one axis: the kernel's gradient, a sum over several axes otherwise, would begin
+    # with transposed copies of both maps.
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 def conv3x3(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
