@@ -43,6 +43,25 @@ def load_average() -> list[float]:
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
+def busy_share(seconds: float = 1.0) -> float | None:
+    """Share of the processor's time that others take now, measured while waiting so long; None
+    where /proc/stat does not tell. The load average would still count what ended a minute ago.
+    """
+
+    def times() -> list[int]:
+        first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        return [int(word) for word in first.split()[1:9]]
+
+    try:
+        before = times()
+        time.sleep(seconds)
+        spent = [b - a for a, b in zip(before, times(), strict=True)]
+    except (OSError, ValueError):
+        return None
+    # user, nice, system, idle, waiting for disks, interrupts (2), stolen by other machines.
+    return round(1.0 - (spent[3] + spent[4]) / max(sum(spent), 1), 3)
+
+
 def hardware() -> dict[str, Any]:
     """What the machine is."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

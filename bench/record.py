@@ -39,6 +39,8 @@ KEYS = {
 }
 """Keys of every result and what they hold."""
 
+BUSY = 0.1
+"""Share of the cores in others' hands above which a result says so."""
 NO_REFERENCE = "The published code was not measured: give its checkout with --reference DIR."
 
 
@@ -118,7 +120,7 @@ def measure(
     A side whose facts hold `operations` and `bytes` (and, where it is not float32, `dtype`) gets a
     floor and its distance from it; `floor_of` in a side's options takes another side's.
     """
-    load = machine.load_average()
+    load, busy = machine.load_average(), machine.busy_share()
     rates = run.rates() if rates is None else rates
     for side in sides:
         side.environment = {**run.environment, **side.environment}
@@ -148,10 +150,11 @@ def measure(
             least = found[side.name]["floor"]["seconds"]
             found[side.name]["gap"] = found[side.name]["median_seconds"] / least
     name = machine.slug(rates["device"]) if run.accelerator else "cpu"
-    if load and load[0] > 0.5 * machine.cores():
+    if busy is not None and busy > BUSY:
         notes.append(
-            f"The machine was busy (load {load[0]} on {machine.cores()} cores): measure again when "
-            "it is quiet; threads that wait for each other suffer more than their share."
+            f"The machine was busy before this began ({busy:.0%} of its {machine.cores()} cores): "
+            "measure again when it is quiet; threads that wait for each other suffer more than "
+            "their share."
         )
     return {
         "format": FORMAT,
@@ -164,6 +167,7 @@ def measure(
         "machine": {
             **machine.hardware(),
             "environment": machine.environment(),
+            "busy_before": busy,
             "load_average_before": load,
             "load_average_after": machine.load_average(),
             **rates,

@@ -1,6 +1,13 @@
 """CrossFuse on two CPU cores within the hour: fewer, larger steps on the same losses."""
 
-from jaxfuse.config import CrossFuseConfig, DataConfig, Experiment, SourceConfig, TrainConfig
+from jaxfuse.config import (
+    CrossFuseConfig,
+    DataConfig,
+    Experiment,
+    ExternalConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
 
 def get() -> Experiment:
@@ -12,13 +19,13 @@ def get() -> Experiment:
             learning_rate=1e-3,
             halve_every_epochs=2,
             learning_rate_floor=1e-5,
-            alignment="offline",
-            top_k=200,
             flips=True,
         ),
         data=DataConfig(
             target=SourceConfig(kind="folders", root="data/roadscene"),
-            external=SourceConfig(kind="folders", root="data/msrs"),
+            external=ExternalConfig(
+                kind="folders", root="data/msrs", alignment="offline", top_k=200
+            ),
         ),
         train=TrainConfig(batch_size=4, steps_per_epoch=100, checkpoint_every=100),
     )

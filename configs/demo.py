@@ -1,6 +1,13 @@
 """A few minutes on generated street scenes of two sensors: no data needed."""
 
-from jaxfuse.config import CrossFuseConfig, DataConfig, Experiment, SourceConfig, TrainConfig
+from jaxfuse.config import (
+    CrossFuseConfig,
+    DataConfig,
+    Experiment,
+    ExternalConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
 
 def get() -> Experiment:
@@ -13,13 +20,13 @@ def get() -> Experiment:
             halve_every_epochs=2,
             learning_rate_floor=1e-4,
             crop_size=32,
-            alignment="offline",
-            top_k=64,
             flips=True,
         ),
         data=DataConfig(
             target=SourceConfig(kind="synthetic", scenes=32, sensor="clear", seed=1),
-            external=SourceConfig(kind="synthetic", scenes=64, sensor="dim", seed=2),
+            external=ExternalConfig(
+                kind="synthetic", scenes=64, sensor="dim", seed=2, alignment="offline", top_k=64
+            ),
             patch_size=48,
             stride=80,
         ),

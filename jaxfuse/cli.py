@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from jaxfuse import __version__, experiments
 from jaxfuse.config import ConfigError, Experiment, SourceConfig, UserError
 
+AnySource = TypeVar("AnySource", bound=SourceConfig)
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 """Exit codes; 75 is that of a run which was asked to stop and has saved everything."""
 
@@ -161,17 +162,18 @@ def align(arguments: Sequence[str]) -> int:
     )
     if data.external.kind == "none":
         raise ConfigError(f"{given.experiment}: has no external set: give --external DIR")
-    k = given.k or experiment.method.top_k
+    k = given.k or experiment.data.external.top_k
     if k < 1:
         raise ConfigError(f"--k {k}: keep at least one patch")
     from jaxfuse.data.sources import open_source
     from jaxfuse.methods import external
     from jaxfuse.report import pictures
+    from jaxfuse.train.setup import write_text
 
     selection = external.select(open_source(data.target), open_source(data.external), data, k)
     pictures.save_selection(selection, given.out)
     numbers = given.out.with_suffix(".json")
-    numbers.write_text(json.dumps(selection.summary(), indent=1), encoding="utf8")
+    write_text(numbers, json.dumps(selection.summary(), indent=1))
     before, after, target = (
         ", ".join(f"{mean:.1f}" for mean in means)
         for means in (selection.before, selection.after, selection.target_means)
@@ -188,10 +190,12 @@ def align(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def _source(name: str, own: SourceConfig, root: str, split: str) -> SourceConfig:
+def _source(name: str, own: AnySource, root: str, split: str) -> AnySource:
     """The experiment's own set, or the folder given instead of it; with the split given."""
     if root:
-        return SourceConfig(kind="folders", root=root, split=split)
+        folders = SourceConfig(kind="folders", root=root, split=split)
+        changed = {f.name: getattr(folders, f.name) for f in dataclasses.fields(folders)}
+        return dataclasses.replace(own, **changed)
     if split and own.kind != "folders":
         raise ConfigError(f"--{name}-split {split}: give its folder too: --{name} DIR")
     return dataclasses.replace(own, split=split) if split else own

@@ -97,12 +97,47 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExternalConfig(SourceConfig):
+    """Another sensor's pairs, and how Top-K alignment takes patches from them."""
+
+    alignment: Literal["none", "offline", "online"] = "none"
+    """The external view: once over the whole external set, or each step from a fresh pool."""
+    top_k: int = 800
+    """offline: patches kept from the external set."""
+    pool: int = 64
+    """online: external patches each step chooses from, over all devices."""
+    keep: int = 4
+    """online: patches kept of the pool and added to the batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.alignment == "none" or self.kind != "none",
+            "data.external.kind",
+            self.kind,
+            f"data.external.alignment = {self.alignment!r} needs an external set",
+        )
+        _require(self.top_k > 0, "data.external.top_k", self.top_k, "keep at least one patch")
+        _require(
+            0 < self.keep <= self.pool,
+            "data.external.keep",
+            self.keep,
+            f"K must lie in 1..data.external.pool ({self.pool})",
+        )
+
+    @property
+    def kept_online(self) -> int:
+        """External patches that join each step's batch, over all devices."""
+        return self.keep if self.alignment == "online" else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The sets a run learns from, and how examples are cut from them."""
 
     target: SourceConfig = SourceConfig(kind="synthetic")
     """The sensor to train for."""
-    external: SourceConfig = SourceConfig()
+    external: ExternalConfig = ExternalConfig()
     """Another sensor, from which Top-K alignment takes patches."""
     validation: SourceConfig = SourceConfig()
     """Pairs of the target sensor that are never trained on."""
@@ -157,14 +192,6 @@ class CrossFuseConfig:
     """theta at the start of stage II. 0 switches the internal view off."""
     crop_size: int = 32
     """Side of the weak crop, pixels."""
-    alignment: Literal["none", "offline", "online"] = "none"
-    """The external view: once over the whole external set, or each step from a fresh pool."""
-    top_k: int = 800
-    """offline: patches kept from the external set."""
-    pool: int = 64
-    """online: external patches each step chooses from, over all devices."""
-    keep: int = 4
-    """online: patches kept of the pool and added to the batch."""
     flips: bool = False
     """Mirror each pair left-right and up-down at random, both images alike."""
 
@@ -199,13 +226,6 @@ class CrossFuseConfig:
             "method.crop_size",
             self.crop_size,
             "the blur's border needs at least 12",
-        )
-        _require(self.top_k > 0, "method.top_k", self.top_k, "keep at least one patch")
-        _require(
-            0 < self.keep <= self.pool,
-            "method.keep",
-            self.keep,
-            f"K must lie in 1..method.pool ({self.pool})",
         )
 
 
@@ -268,13 +288,6 @@ class Experiment:
             self.method.crop_size,
             f"must not exceed data.patch_size ({self.data.patch_size})",
         )
-        if self.method.alignment != "none":
-            _require(
-                self.data.external.kind != "none",
-                "data.external.kind",
-                self.data.external.kind,
-                f"method.alignment = {self.method.alignment!r} needs an external set",
-            )
 
 
 FREE_FIELDS = frozenset(

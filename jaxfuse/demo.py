@@ -51,7 +51,7 @@ def run(out: str | Path, steps_per_epoch: int = 0) -> None:
     print("1/3 Top-K alignment: which patches of the other sensor look like ours?", flush=True)
     data = experiment.data
     target, other = open_source(data.target), open_source(data.external)
-    selection = external.select(target, other, data, experiment.method.top_k)
+    selection = external.select(target, other, data, data.external.top_k)
     pictures.save_selection(selection, out / "alignment.png")
     print(
         f"    {len(selection.stems)} of {selection.candidates} kept, "

@@ -23,8 +23,11 @@ def compilation_cache() -> Path:
     Returns its folder.
     """
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(given) if given else base / "jaxfuse" / "xla"
+    if given:
+        folder = Path(given)
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(base, "jaxfuse", "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 
@@ -60,7 +63,7 @@ def to_devices(batch: Batch, mesh: Mesh) -> dict[str, Any]:
         if len(array) % devices:
             raise ConfigError(
                 f"{name}: {len(array)} rows cannot be split over {devices} devices: "
-                "make train.batch_size and method.pool multiples of the device count"
+                "make train.batch_size and data.external.pool multiples of the device count"
             )
     sharding = by_rows(mesh)
     return {

@@ -96,7 +96,7 @@ def test_help_of_a_preset_lists_its_fields_and_values(capsys) -> None:
     assert cli.main(["train", "demo", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--train.batch-size" in shown and "--run DIR" in shown
-    assert f"(default: {experiments.find('demo').method.top_k})" in shown
+    assert f"(default: {experiments.find('demo').data.external.top_k})" in shown
 
 
 def test_version(capsys) -> None:
@@ -159,11 +159,14 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, repo: Path, tmp_path: 
         ("train demo --train.batch-size 0", ["train.batch_size = 0: use at least 1"]),
         ("train demo --method.crop-size 99", ["method.crop_size = 99: must not exceed data.pat"]),
         (
-            "train demo --method.alignment online --method.pool 4 --method.keep 5",
-            ["method.keep = 5: K must lie in 1..method.pool (4)"],
+            "train demo --data.external.pool 4 --data.external.keep 5",
+            ["data.external.keep = 5: K must lie in 1..data.external.pool (4)"],
         ),
         ("train demo --train.devices 99", ["train.devices = 99, but JAX sees 8 cpu device(s)"]),
-        ("align demo --k 100000", ["method.top_k = 100000, but the external set has 768 patches"]),
+        (
+            "align demo --k 100000",
+            ["data.external.top_k = 100000, but the external set has 768 patches"],
+        ),
         ("align demo --k -1", ["--k -1: keep at least one patch"]),
         ("align demo --out a.jpg", ["--out a.jpg: the picture is a PNG"]),
         ("align demo --target-split s.txt", ["--target-split s.txt: give its folder too"]),

@@ -16,6 +16,7 @@ from jaxfuse.config import (
     CrossFuseConfig,
     DataConfig,
     Experiment,
+    ExternalConfig,
     SourceConfig,
     TrainConfig,
 )
@@ -26,12 +27,12 @@ def unusual() -> Experiment:
     return Experiment(
         name="night",
         seed=7,
-        method=CrossFuseConfig(
-            stage1_epochs=0.5, schedule="published", alignment="online", pool=12, keep=3, flips=True
-        ),
+        method=CrossFuseConfig(stage1_epochs=0.5, schedule="published", flips=True),
         data=DataConfig(
             target=SourceConfig(kind="folders", infrared="a", visible="b", split="train.txt"),
-            external=SourceConfig(kind="synthetic", scenes=5, sensor="clear"),
+            external=ExternalConfig(
+                kind="synthetic", scenes=5, sensor="clear", alignment="online", pool=12, keep=3
+            ),
             patch_size=48,
         ),
         train=TrainConfig(batch_size=6, accumulate=3, strategy="pmap"),
@@ -79,15 +80,12 @@ def test_unknown_key_is_named(key: str, tmp_path: Path) -> None:
         (lambda: TrainConfig(devices=-1), "train.devices", "-1"),
         (lambda: TrainConfig(batch_size=8, accumulate=3), "train.accumulate", "3"),
         (lambda: CrossFuseConfig(clip_norm=-0.5), "method.clip_norm", "-0.5"),
-        (lambda: CrossFuseConfig(pool=4, keep=5), "method.keep", "5"),
+        (lambda: ExternalConfig(pool=4, keep=5), "data.external.keep", "5"),
         (lambda: DataConfig(patch_size=8), "data.patch_size", "8"),
         (lambda: SourceConfig(kind="synthetic", scenes=0), "source.scenes", "0"),
         (lambda: Experiment(data=DataConfig(patch_size=16)), "method.crop_size", "32"),
-        (
-            lambda: Experiment(method=CrossFuseConfig(alignment="online")),
-            "data.external.kind",
-            "'none'",
-        ),
+        (lambda: ExternalConfig(top_k=0), "data.external.top_k", "0"),
+        (lambda: ExternalConfig(alignment="online"), "data.external.kind", "'none'"),
     ],
 )
 def test_impossible_value_names_field_and_value(make, field: str, value: str) -> None:

@@ -33,6 +33,8 @@ from jaxfuse import cli, config, distributed, models
 from jaxfuse.checkpoint import Checkpoints, abstract_like
 from jaxfuse.config import Experiment
 from jaxfuse.data.pipeline import Pipeline
+from jaxfuse.data.sources import open_source
+from jaxfuse.methods import external
 from jaxfuse.train import loop, setup
 from jaxfuse.train.setup import RunFolderError
 from jaxfuse.train.state import init_state
@@ -357,12 +359,18 @@ def test_a_start_that_was_killed_is_started_again(tmp_path: Path) -> None:
             {"data__target": config.SourceConfig(kind="folders", root="absent")},
             "absent",
         ),
-        ({"method__pool": 1600}, "method.pool = 1600, but the external set has 36 patches"),
-        ({"method__alignment": "offline", "method__top_k": 37}, "method.top_k = 37"),
+        (
+            {"data__external__pool": 1600},
+            "data.external.pool = 1600, but the external set has 36 patches",
+        ),
+        (
+            {"data__external__alignment": "offline", "data__external__top_k": 37},
+            "data.external.top_k = 37",
+        ),
         ({"model__name": "tinny"}, "model.name = 'tinny': choose one of crossfuse, tiny"),
         ({"train__batch_size": 12}, "train.batch_size = 12 cannot be split over 8 devices"),
-        ({"method__keep": 4}, "method.keep = 4 cannot be split over 8 devices"),
-        ({"method__pool": 12}, "method.pool = 12 cannot be split over 8 devices"),
+        ({"data__external__keep": 4}, "data.external.keep = 4 cannot be split over 8 devices"),
+        ({"data__external__pool": 12}, "data.external.pool = 12 cannot be split over 8 devices"),
         (
             {"train__strategy": "pmap", "train__accumulate": 4},
             "train.accumulate = 4: must divide the 2 examples of a step on each device",
@@ -566,3 +574,29 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "continuing [bold]x[/bold] from step 40\n" in shown
     for part in ("fusion", "50/100", "2.00 steps/s", "loss 0.2500"):
         assert part in shown
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(LogError, match=r"log\.jsonl: cannot be written .*: free disk space"):
+        JsonLines(tmp_path / "log.jsonl", 0)
+
+
+def _offline(folder: Path, **changes: Any) -> Any:
+    source = tiny_network.experiment(data__external__alignment="offline", **changes).data
+    return external.select(open_source(source.target), open_source(source.external), source, 4)
+
+
+def test_a_run_keeps_its_selection(tmp_path: Path) -> None:
+    """A continued run must learn from the patches it began with."""
+    before = _offline(tmp_path)
+    setup.keep_selection(tmp_path, before)
+    setup.keep_selection(tmp_path, before)
+    path = tmp_path / "selection.json"
+    text = path.read_text()
+    with pytest.raises(RunFolderError, match=r"selection\.json: Top-K now selects other"):
+        setup.keep_selection(tmp_path, _offline(tmp_path, data__external__seed=3))
+    assert path.read_text() == text
+    path.write_text("cut of")
+    setup.keep_selection(tmp_path, before)
+    assert path.read_text() == text

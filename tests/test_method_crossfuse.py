@@ -376,8 +376,7 @@ MEANS = (90.0, 120.0, 150.0)
 
 @pytest.fixture(scope="module")
 def online() -> Method:
-    config = dataclasses.replace(CONFIG, alignment="online", pool=8, keep=4)
-    return methods.build(config, MODEL, Facts(STEPS_PER_EPOCH, MEANS))
+    return methods.build(CONFIG, MODEL, Facts(STEPS_PER_EPOCH, MEANS, kept_online=4))
 
 
 @pytest.fixture(scope="module")
@@ -441,6 +440,5 @@ def test_online_alignment_is_shared_by_devices(online, pooled, devices):
 
 
 def test_online_alignment_needs_the_target_means():
-    config = dataclasses.replace(CONFIG, alignment="online")
-    with pytest.raises(ValueError, match=r"alignment = 'online' needs the target"):
-        methods.build(config, MODEL, Facts(STEPS_PER_EPOCH))
+    with pytest.raises(ValueError, match=r"online alignment needs the target"):
+        methods.build(CONFIG, MODEL, Facts(STEPS_PER_EPOCH, kept_online=4))

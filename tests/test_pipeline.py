@@ -554,7 +554,7 @@ def test_describe_names_the_examples_of_a_step() -> None:
     ("more", "message"),
     [
         ({"batch_size": 15}, r"14 training patches are fewer than train\.batch_size = 15: lower"),
-        ({"pool": Coded(), "pool_size": 20}, r"14 external patches .* method\.pool = 20"),
+        ({"pool": Coded(), "pool_size": 20}, r"14 external patches .* data\.external\.pool = 20"),
         ({"target": Coded(())}, "without any pair"),
         ({"target": Coded(((40, 40), (12, 90)))}, r"scene1: 12x90 pixels .* 16x16 .* at most 12"),
         ({"extra": extra_patches(2, 15)}, r"extra visible .*\(2, 15, 15, 3\), expected .*16, 16"),
@@ -580,9 +580,9 @@ def test_data_that_cannot_work_is_refused(more: dict[str, object], message: str)
         ({"batch_size": 0}, r"train\.batch_size = 0"),
         (
             {"pool": Coded(), "pool_size": 3, "process_count": 2},
-            r"method\.pool = 3: .* 2 processes",
+            r"data\.external\.pool = 3: .* 2 processes",
         ),
-        ({"pool": Coded()}, r"method\.pool = 0: use at least 1"),
+        ({"pool": Coded()}, r"data\.external\.pool = 0: use at least 1"),
         ({"process_index": 2, "process_count": 2}, r"process_index = 2: must lie in 0\.\.1"),
         ({"seed": -1}, r"seed = -1"),
     ],

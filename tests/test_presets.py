@@ -58,7 +58,7 @@ def test_crossfuse_has_the_published_numbers() -> None:
     method, data = experiment.method, experiment.data
     assert (method.stage1_epochs, method.stage2_epochs) == (40, 120)
     assert (method.learning_rate, method.halve_every_epochs, method.clip_norm) == (1e-4, 20, 0.01)
-    assert (method.alignment, method.self_supervision) == ("offline", 0.1)
+    assert (data.external.alignment, method.self_supervision) == ("offline", 0.1)
     assert (data.patch_size, data.stride, experiment.train.batch_size) == (64, 200, 8)
 
 
@@ -70,7 +70,8 @@ def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
     setup.check(experiment, 1)
     assert experiment.model.name in models.MODELS
     model = tiny_network.create(models.Compute())
-    built = methods.build(method, model, Facts(train.steps_per_epoch or 10, (80.0, 90.0, 100.0)))
+    facts = Facts(train.steps_per_epoch or 10, (80.0, 90.0, 100.0), data.external.kept_online)
+    built = methods.build(method, model, facts)
     assert built.steps > 0
 
     def images(rows: int, channels: int) -> jax.ShapeDtypeStruct:
@@ -83,10 +84,10 @@ def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
         "infrared": images(rows, 1),
         "index": jax.ShapeDtypeStruct((rows,), jnp.uint32),
     }
-    if method.alignment == "online":
+    if data.external.kept_online:
         batch |= {
-            "pool_visible": images(method.pool, 3),
-            "pool_infrared": images(method.pool, 1),
+            "pool_visible": images(data.external.pool, 3),
+            "pool_infrared": images(data.external.pool, 1),
         }
     state = jax.eval_shape(lambda key: init_state(built, key), jax.random.key(0))
     for stage in built.stages:

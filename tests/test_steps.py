@@ -195,7 +195,7 @@ def test_an_example_is_augmented_by_its_index_and_the_step(setting) -> None:
 def test_validation_is_the_loss_without_anything_random() -> None:
     """What a step reports before it moves, where the step itself has nothing random either."""
     plain = {
-        "method__alignment": "none",
+        "data__external__alignment": "none",
         "method__self_supervision": 0.0,
         "method__flips": False,
     }
@@ -217,7 +217,7 @@ def test_validation_is_the_loss_without_anything_random() -> None:
 
 def test_bfloat16_stays_close_and_parameters_stay_float32() -> None:
     plain = {
-        "method__alignment": "none",
+        "data__external__alignment": "none",
         "method__self_supervision": 0.0,
         "method__flips": False,
     }

@@ -22,6 +22,7 @@ from jaxfuse.config import (
     CrossFuseConfig,
     DataConfig,
     Experiment,
+    ExternalConfig,
     ModelConfig,
     SourceConfig,
     TrainConfig,
@@ -63,15 +64,20 @@ def experiment(**changes: Any) -> Experiment:
             learning_rate=1e-2,
             halve_every_epochs=1,
             crop_size=12,
-            alignment="online",
-            pool=16,
-            keep=8,
             flips=True,
         ),
         data=DataConfig(
             target=SourceConfig(kind="synthetic", scenes=4, height=32, width=48, seed=1),
-            external=SourceConfig(
-                kind="synthetic", scenes=6, height=32, width=48, seed=2, sensor="dim"
+            external=ExternalConfig(
+                kind="synthetic",
+                scenes=6,
+                height=32,
+                width=48,
+                seed=2,
+                sensor="dim",
+                alignment="online",
+                pool=16,
+                keep=8,
             ),
             patch_size=16,
             stride=16,

@@ -241,7 +241,9 @@ class Pipeline:
 
         self._streams = [stream(0, "training", "", "train.batch_size", batch_size, patches)]
         if pool is not None:
-            self._streams.append(stream(1, "external", "pool_", "method.pool", pool_size, None))
+            self._streams.append(
+                stream(1, "external", "pool_", "data.external.pool", pool_size, None)
+            )
         self.items_per_epoch = self._streams[0].items
         self.steps_per_epoch = self.items_per_epoch // batch_size
 

@@ -77,6 +77,8 @@ class Facts:
     steps_per_epoch: int
     target_means: tuple[float, float, float] | None = None
     """Mean red, green and blue of the target sensor's training patches, grey levels."""
+    kept_online: int = 0
+    """External patches that online alignment adds to each step's batch, over all devices."""
 
 
 def per_module(

@@ -9,7 +9,6 @@ copy (`ops.augment`). Both happen inside the step.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -145,26 +144,27 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
     return objective
 
 
-def prepare_examples(config: CrossFuseConfig, target_means: tuple[float, ...] | None) -> Prepare:
+def prepare_examples(
+    flips: bool, keep: int = 0, target_means: tuple[float, ...] | None = None
+) -> Prepare:
     """Batch of the pipeline -> luma and infrared patches, with the online Top-K patches appended.
 
     Batch: visible (b, s, s, 3), infrared (b, s, s, 1), index (b,), and for online alignment
-    pool_visible and pool_infrared. The selection is over the pools of all devices; each device gets
-    an equal share of it.
+    (keep > 0) pool_visible and pool_infrared. The selection is over the pools of all devices; each
+    device gets an equal share of it.
     """
-    online = config.alignment == "online"
-    if online and target_means is None:
-        raise ValueError("method.alignment = 'online' needs the target set's mean colours")
+    if keep and target_means is None:
+        raise ValueError("online alignment needs the target set's mean colours")
 
     def prepare(batch: Batch, key: PRNGKey, axis_name: str | None = None) -> tuple[Batch, Metrics]:
         visible, infrared = batch["visible"], batch["infrared"]
         index = batch["index"].astype(jnp.int32)
         notes: Metrics = {}
-        if online:
+        if keep:
             aligned = align.align_top_k(
                 batch["pool_visible"],
                 jnp.asarray(target_means, jnp.float32),
-                config.keep,
+                keep,
                 companions=(batch["pool_infrared"],),
                 axis_name=axis_name,
             )
@@ -179,7 +179,7 @@ def prepare_examples(config: CrossFuseConfig, target_means: tuple[float, ...] | 
                 "external/distance": jnp.mean(aligned.distances),
                 "external/gamma": jnp.mean(aligned.gamma),
             }
-        if config.flips:
+        if flips:
             visible, infrared = augment.paired_flips(
                 augment.example_keys(key, index), visible, infrared
             )
@@ -209,8 +209,8 @@ def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
     stage1_modules = tuple(name for name in modules if not name.startswith("fuse_"))
     steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
     steps2 = math.ceil(config.stage2_epochs * facts.steps_per_epoch)
-    prepare = prepare_examples(config, facts.target_means)
-    plain = prepare_examples(dataclasses.replace(config, alignment="none", flips=False), None)
+    prepare = prepare_examples(config.flips, facts.kept_online, facts.target_means)
+    plain = prepare_examples(flips=False)
     stages = []
     if steps1:
         objective = reconstruction_objective(model)

@@ -84,9 +84,9 @@ def select(target: Pairs, external: Pairs, data: DataConfig, k: int) -> Selectio
     index = PatchIndex(external, data.patch_size, data.stride)
     if k > len(index):
         raise ConfigError(
-            f"method.top_k = {k}, but the external set has {len(index)} patches of "
+            f"data.external.top_k = {k}, but the external set has {len(index)} patches of "
             f"{data.patch_size} pixels at stride "
-            f"{data.stride}: lower method.top_k or data.stride, or add images"
+            f"{data.stride}: lower data.external.top_k or data.stride, or add images"
         )
     means = grid_means(external, data.patch_size, data.stride, data.threads)
     goal = jnp.asarray(mu, jnp.float32)

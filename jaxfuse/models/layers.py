@@ -19,7 +19,7 @@ from jax import lax
 from jaxfuse.shapes import Array, Features, Float
 
 BAND_PIXELS = 4096
-"""Pixels of a batch that one band of a dense kernel's gradient covers: 4 MB at 64 -> 192 channels."""
+"""Pixels of a batch in one band of a dense kernel's gradient: 4 MB at 64 -> 192 channels."""
 LANES = 8
 """Columns added up at a time in a depthwise kernel's gradient."""
 

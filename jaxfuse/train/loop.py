@@ -65,8 +65,7 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
     if not continuing:
         setup.make_folder(folder, experiment)
     if data.selection is not None:
-        summary = json.dumps(data.selection.summary(), indent=1)
-        setup.write_text(folder / "selection.json", summary)
+        setup.keep_selection(folder, data.selection)
     config = experiment.train
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.keep_best)
     writers: list[Writer] = []
@@ -197,7 +196,7 @@ class _Session:
             self.checkpoints.wait()
         saved = self.checkpoints.steps
         pipeline = self.data.pipeline
-        online = self.experiment.method.alignment == "online"
+        online = self.experiment.data.external.kept_online > 0
         last = f"step {saved[-1]} in {self.checkpoints.folder}" if saved else "none yet"
         raise TrainingError(
             f"{self.folder}: step {bad_step}: the loss or its gradient is not finite. Batch "

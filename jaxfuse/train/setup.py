@@ -38,29 +38,29 @@ class RunFolderError(UserError, ValueError):
 
 def check(experiment: Experiment, devices: int) -> None:
     """Raises ConfigError for settings that do not go together on so many devices."""
-    train, method = experiment.train, experiment.method
+    train, external = experiment.train, experiment.data.external
     if experiment.model.name not in models.MODELS:
         raise ConfigError(
             f"model.name = {experiment.model.name!r}: choose one of "
             f"{', '.join(sorted(models.MODELS))}"
         )
     rows = {"train.batch_size": train.batch_size}
-    if method.alignment == "online":
-        rows |= {"method.pool": method.pool, "method.keep": method.keep}
+    if external.kept_online:
+        rows |= {"data.external.pool": external.pool, "data.external.keep": external.keep}
     for field, value in rows.items():
         if value % devices:
             raise ConfigError(
                 f"{field} = {value} cannot be split over {devices} devices: "
                 "use a multiple, or set train.devices"
             )
-    examples = train.batch_size + (method.keep if method.alignment == "online" else 0)
+    examples = train.batch_size + external.kept_online
     if train.strategy == "pmap":
         examples //= devices
     if examples % train.accumulate:
         raise ConfigError(
             f"train.accumulate = {train.accumulate}: must divide the {examples} examples of a step"
             f"{' on each device' if train.strategy == 'pmap' else ''}"
-            f"{' (batch and external patches)' if method.alignment == 'online' else ''}"
+            f"{' (batch and external patches)' if external.kept_online else ''}"
         )
     if train.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError(
@@ -118,6 +118,25 @@ def make_folder(folder: Path, experiment: Experiment) -> None:
     write_text(folder / "run.json", json.dumps(marker) + "\n")
 
 
+def keep_selection(folder: Path, selection: Selection) -> None:
+    """Writes selection.json. Raises RunFolderError where the run has another one: then its images
+    have changed since.
+    """
+    path, now = folder / "selection.json", selection.summary()
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf8"))["patches"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None  # unreadable: nothing to compare with
+        places = [(p["stem"], p["y"], p["x"]) for p in now["patches"]]
+        if before is not None and [(p["stem"], p["y"], p["x"]) for p in before] != places:
+            raise RunFolderError(
+                f"{path}: Top-K now selects other external patches than when this run began: "
+                "its images have changed. Bring them back, or train in a new folder"
+            )
+    write_text(path, json.dumps(now, indent=1))
+
+
 def write_text(path: Path, text: str) -> None:
     """The file appears whole or not at all. Raises RunFolderError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
@@ -145,23 +164,23 @@ class Data:
 
 def open_data(experiment: Experiment) -> Data:
     """Opens the sets, aligns offline, builds the pipeline. Raises DataError or ConfigError."""
-    data, method, train = experiment.data, experiment.method, experiment.train
+    data, train = experiment.data, experiment.train
     target = open_source(data.target)
     extra = pool = selection = means = None
-    if method.alignment != "none":
+    if data.external.alignment != "none":
         external = open_source(data.external)
-        if method.alignment == "offline":
-            selection = select(target, external, data, method.top_k)
+        if data.external.alignment == "offline":
+            selection = select(target, external, data, data.external.top_k)
             extra = (selection.visible, selection.infrared)
         else:
             pool = external
             red, green, blue = target_means(target, data).tolist()
             means = (red, green, blue)
             available = len(PatchIndex(external, data.patch_size, data.stride))
-            if method.pool > available:
+            if data.external.pool > available:
                 raise ConfigError(
-                    f"method.pool = {method.pool}, but the external set has {available} patches: "
-                    "lower method.pool or data.stride, or add images"
+                    f"data.external.pool = {data.external.pool}, but the external set has "
+                    f"{available} patches: lower data.external.pool or data.stride, or add images"
                 )
     pipeline = Pipeline(
         target,
@@ -170,7 +189,7 @@ def open_data(experiment: Experiment) -> Data:
         seed=experiment.seed,
         extra=extra,
         pool=pool,
-        pool_size=method.pool,
+        pool_size=data.external.pool,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_bytes=data.cache_mib << 20,
@@ -186,7 +205,8 @@ def open_data(experiment: Experiment) -> Data:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-    facts = Facts(train.steps_per_epoch or pipeline.steps_per_epoch, means)
+    epoch = train.steps_per_epoch or pipeline.steps_per_epoch
+    facts = Facts(epoch, means, data.external.kept_online)
     return Data(pipeline, facts, validation, selection)
 
 

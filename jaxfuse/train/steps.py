@@ -146,7 +146,7 @@ def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
             if len(x) % len(devices):
                 raise ConfigError(
                     f"a batch of {len(x)} rows cannot be split over {len(devices)} devices: "
-                    "make train.batch_size and method.pool multiples of the device count"
+                    "make train.batch_size and data.external.pool multiples of the device count"
                 )
             return np.reshape(x, (len(devices), len(x) // len(devices), *x.shape[1:]))
 

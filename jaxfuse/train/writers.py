@@ -35,6 +35,13 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+def _unwritable(path: Path, error: OSError) -> LogError:
+    return LogError(
+        f"{path}: cannot be written ({error.strerror or error}): free disk space, then give "
+        "the same command again to continue"
+    )
+
+
 class JsonLines:
     """`log.jsonl`: one JSON object a line, with step, stage, time and every scalar.
 
@@ -44,14 +51,18 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        if path.exists():
-            lines = path.read_text(encoding="utf8").splitlines()
-            replacement = path.with_name(path.name + ".tmp")
-            replacement.write_text(
-                "".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf8"
-            )
-            os.replace(replacement, path)
-        self._file = path.open("a", encoding="utf8")
+        try:
+            if path.exists():
+                lines = path.read_text(encoding="utf8").splitlines()
+                replacement = path.with_name(path.name + ".tmp")
+                replacement.write_text(
+                    "".join(f"{line}\n" for line in lines if _step_of(line) <= step),
+                    encoding="utf8",
+                )
+                os.replace(replacement, path)
+            self._file = path.open("a", encoding="utf8")
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
         record = {
@@ -62,10 +73,7 @@ class JsonLines:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise LogError(
-                f"{self.path}: cannot be written ({error.strerror}): free disk space, then give "
-                "the same command again to continue"
-            ) from error
+            raise _unwritable(self.path, error) from error
 
     def close(self) -> None:
         self._file.close()
@@ -88,13 +96,20 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.folder = folder
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name not in ("step", "time"):
-                self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
+        try:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name not in ("step", "time"):
+                    self._writer.add_scalar(name, value, record["step"])
+            self._writer.flush()
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
 
     def close(self) -> None:
         self._writer.close()
