@@ -1,0 +1,194 @@
+"""What scores say together: means with intervals, paired tests, ranks, the drop between sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxfuse.evaluate.plan import BASELINES
+from jaxfuse.evaluate.results import Evaluation, Scores, csv_text
+from jaxfuse.metrics import statistics
+
+Cell = dict[str, Any]
+"""mean, low, high (95 % interval of the mean), count (images with a value), undefined."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One set's scores, summarised."""
+
+    cells: dict[str, dict[str, Cell]]
+    """method -> metric -> cell."""
+    tests: dict[str, dict[str, dict[str, float]]]
+    """method -> metric -> p and adjusted (Holm over the methods), against the reference."""
+    ranks: dict[str, float]
+    """Mean rank of each row over `ranked_on`; 1 is best."""
+    ranked_on: tuple[str, ...]
+    """Metrics with a clear direction and a mean for every row."""
+
+
+def summarise(found: Evaluation) -> dict[str, Summary]:
+    """A summary of each set."""
+    return {scores.name: _summarise(found, scores) for scores in found.datasets}
+
+
+def _summarise(found: Evaluation, scores: Scores) -> Summary:
+    cells = {
+        method: {metric: _cell(values) for metric, values in row.items()}
+        for method, row in scores.values.items()
+    }
+    others = [row.name for row in found.methods if row.name != found.reference]
+    tests: dict[str, dict[str, dict[str, float]]] = {name: {} for name in others}
+    for about in found.metrics:
+        metric = about.metric
+        against = scores.values[found.reference][metric]
+        raw = [statistics.wilcoxon(scores.values[name][metric], against).p for name in others]
+        for name, p, adjusted in zip(others, raw, statistics.holm(raw), strict=True):
+            tests[name][metric] = {"p": float(p), "adjusted": float(adjusted)}
+    directions = {row.metric: row.direction for row in found.metrics}
+    names = [row.name for row in found.methods]
+    ranked_on = tuple(
+        metric
+        for metric, direction in directions.items()
+        if direction != "unclear"
+        and not any(math.isnan(cells[name][metric]["mean"]) for name in names)
+    )
+    means = {name: {metric: cells[name][metric]["mean"] for metric in ranked_on} for name in names}
+    ranks = statistics.mean_ranks(means, {m: directions[m] for m in ranked_on})
+    return Summary(cells, tests, ranks, ranked_on)
+
+
+def _cell(values: np.ndarray) -> Cell:
+    known = values[~np.isnan(values)]
+    low, high = statistics.interval(known) if len(known) else (math.nan, math.nan)
+    return {
+        "mean": float(known.mean()) if len(known) else math.nan,
+        "low": low,
+        "high": high,
+        "count": len(known),
+        "undefined": len(values) - len(known),
+    }
+
+
+def drop(found: Evaluation, said: dict[str, Summary]) -> dict[str, Any] | None:
+    """How much worse each row is on the sets out of distribution than on those in it, in percent of
+    the mean there; a loss is negative, whatever the metric's direction. None without both roles.
+    """
+    inside = [s.name for s in found.datasets if s.role == "in"]
+    outside = [s.name for s in found.datasets if s.role == "out"]
+    if not inside or not outside:
+        return None
+    chosen = [row for row in found.metrics if row.direction != "unclear"]
+    rows = []
+    for method in found.methods:
+        line: list[float] = []
+        for about in chosen:
+            base = float(
+                np.mean([said[name].cells[method.name][about.metric]["mean"] for name in inside])
+            )
+            line.append(base)
+            for name in outside:
+                there = said[name].cells[method.name][about.metric]["mean"]
+                change = 100.0 * (there - base) / abs(base) if base else math.nan
+                line.append(-change if about.direction == "lower" else change)
+        rows.append({"name": method.name, "cells": line})
+    return {
+        "inside": inside,
+        "outside": outside,
+        "metrics": [row.metric for row in chosen],
+        "rows": rows,
+    }
+
+
+def summary_csv(found: Evaluation) -> str:
+    """One line for each set, method and metric."""
+    said = summarise(found)
+    head = ("dataset", "role", "method", "metric", "convention", "channel", "direction", "unit")
+    more = ("mean", "low", "high", "count", "undefined", "p", "p_holm", "reference", "version")
+    lines: list[tuple[Any, ...]] = [(*head, *more)]
+    for scores in found.datasets:
+        of_set = said[scores.name]
+        for method in found.methods:
+            for about in found.metrics:
+                cell = of_set.cells[method.name][about.metric]
+                test = of_set.tests.get(method.name, {}).get(about.metric, {})
+                lines.append(
+                    (
+                        scores.name,
+                        scores.role,
+                        method.name,
+                        about.metric,
+                        about.convention,
+                        about.channel,
+                        about.direction,
+                        about.unit,
+                        *(cell[key] for key in ("mean", "low", "high", "count", "undefined")),
+                        test.get("p", ""),
+                        test.get("adjusted", ""),
+                        found.reference if test else "",
+                        about.version,
+                    )
+                )
+    return csv_text(lines)
+
+
+def text_tables(found: Evaluation) -> list[Any]:
+    """Rich tables, metrics down and methods across: one a set, then the drop. The best of a line is
+    bold, baselines are dim.
+    """
+    from rich.table import Table
+
+    said = summarise(found)
+
+    def columns(table: Table) -> None:
+        for method in found.methods:
+            style = "dim" if method.name in BASELINES else None
+            table.add_column(method.name, justify="right", style=style)
+
+    tables = []
+    for scores in found.datasets:
+        of_set = said[scores.name]
+        table = Table(
+            title=f"{scores.name}: {len(scores.stems)} pairs, {scores.role} of distribution, "
+            f"convention {found.settings.get('convention')}",
+            title_justify="left",
+            caption=f"* differs from {found.reference}: paired Wilcoxon, Holm, 5 %. "
+            f"Rank: mean over {len(of_set.ranked_on)} metrics.",
+            caption_justify="left",
+        )
+        table.add_column("metric", no_wrap=True)
+        columns(table)
+        table.add_row("rank", *(f"{of_set.ranks[m.name]:.2f}" for m in found.methods))
+        table.add_section()
+        for about in found.metrics:
+            cells = [of_set.cells[m.name][about.metric] for m in found.methods]
+            known = [cell["mean"] for cell in cells if not math.isnan(cell["mean"])]
+            best = None
+            if known and about.direction != "unclear":
+                best = min(known) if about.direction == "lower" else max(known)
+            words = []
+            for method, cell in zip(found.methods, cells, strict=True):
+                test = of_set.tests.get(method.name, {}).get(about.metric)
+                word = "undefined" if math.isnan(cell["mean"]) else f"{cell['mean']:.4g}"
+                word += "*" if test and test["adjusted"] < 0.05 else ""
+                word += f" ({cell['undefined']} undefined)" if cell["undefined"] else ""
+                words.append(f"[bold not dim]{word}[/]" if cell["mean"] == best else word)
+            arrow = {"higher": " ↑", "lower": " ↓"}.get(about.direction, "")
+            table.add_row(about.metric + arrow, *words)
+        tables.append(table)
+    fall = drop(found, said)
+    if fall:
+        title = "Change out of distribution, % of the mean in it (a loss is negative)"
+        table = Table(title=title, title_justify="left")
+        table.add_column("metric", no_wrap=True)
+        columns(table)
+        wide = 1 + len(fall["outside"])
+        for i, metric in enumerate(fall["metrics"]):
+            for j, name in enumerate(fall["outside"], start=1):
+                cells = [row["cells"][i * wide + j] for row in fall["rows"]]
+                table.add_row(f"{metric}, {name}", *(f"{x:+.1f}" for x in cells))
+        tables.append(table)
+    return tables
