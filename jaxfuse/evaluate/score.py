@@ -54,10 +54,9 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
             fused = dict(job.fused)
             for name, fuser in fusers.items():
                 target = out / "pictures" / each.spec.name / name / f"{job.stem}.png"
-                picture = fuser(job.visible, job.infrared)
-                images.write(target, picture)
+                images.write(target, fuser(job.visible, job.infrared))
                 # As anybody would score it: from the file, rounded to 8 bits.
-                fused[name] = _levels(picture)
+                fused[name] = _levels(images.read_visible(target))
                 made[name].append(target)
             found = _score(plan, chosen, job, fused)
             for row, numbers in found.items():

@@ -63,7 +63,10 @@ def _summarise(found: Evaluation, scores: Scores) -> Summary:
 
 def _cell(values: np.ndarray) -> Cell:
     known = values[~np.isnan(values)]
-    low, high = statistics.interval(known) if len(known) else (math.nan, math.nan)
+    # An infinite value, such as the PSNR of equal images, leaves no interval.
+    low, high = math.nan, math.nan
+    if len(known) and np.isfinite(known).all():
+        low, high = statistics.interval(known)
     return {
         "mean": float(known.mean()) if len(known) else math.nan,
         "low": low,
@@ -92,7 +95,8 @@ def drop(found: Evaluation, said: dict[str, Summary]) -> dict[str, Any] | None:
             line.append(base)
             for name in outside:
                 there = said[name].cells[method.name][about.metric]["mean"]
-                change = 100.0 * (there - base) / abs(base) if base else math.nan
+                sound = base and math.isfinite(base) and math.isfinite(there)
+                change = 100.0 * (there - base) / abs(base) if sound else math.nan
                 line.append(-change if about.direction == "lower" else change)
         rows.append({"name": method.name, "cells": line})
     return {
@@ -189,6 +193,9 @@ def text_tables(found: Evaluation) -> list[Any]:
         for i, metric in enumerate(fall["metrics"]):
             for j, name in enumerate(fall["outside"], start=1):
                 cells = [row["cells"][i * wide + j] for row in fall["rows"]]
-                table.add_row(f"{metric}, {name}", *(f"{x:+.1f}" for x in cells))
+                table.add_row(
+                    f"{metric}, {name}",
+                    *("undefined" if math.isnan(x) else f"{x:+.1f}" for x in cells),
+                )
         tables.append(table)
     return tables
