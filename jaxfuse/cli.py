@@ -234,6 +234,8 @@ class ConvertArguments:
     """File to write: .safetensors, .npz or .pth."""
     layout: Literal["jaxfuse", "torch"] = "jaxfuse"
     """Names and axes of the written file: ours, or the published PyTorch code's."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
 
 def convert(arguments: Sequence[str]) -> int:
@@ -241,7 +243,7 @@ def convert(arguments: Sequence[str]) -> int:
     given = _parse(ConvertArguments, arguments, "convert")
     from jaxfuse import weights
 
-    print(weights.convert_file(given.source, given.target, given.layout))
+    print(weights.convert_file(given.source, given.target, given.layout, given.overwrite))
     return DONE
 
 
