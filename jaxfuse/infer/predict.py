@@ -28,7 +28,7 @@ DEFAULT_WEIGHTS = "crossfuse"
 WHOLE_PIXELS = {"cpu": 128 * 128}
 OTHER_WHOLE_PIXELS = 1 << 19
 """Up to this many pixels, by backend, one program over the whole image is best: it takes about 8 KB
-a pixel. On a CPU windows are no slower for anything larger (bench/results, "fuse")."""
+a pixel. On a CPU windows take about the same time and less memory (bench/results, "fuse")."""
 
 RECOLOUR_PIXELS = 1 << 20
 """Colours are put back in strips of at most this many pixels: each takes about 100 bytes."""
