@@ -19,6 +19,8 @@ SUBJECTS = {
     "gamma": "gamma of 1000 patches",
     "topk": "the 1000 closest of a million patches",
     "depthwise": "depthwise convolution, ways of writing it",
+    "dense": "kernel gradient of a dense 3x3, in bands and derived",
+    "large": "one 3000x4000 pair (takes several minutes)",
     "windows": "fusing in strips, by size of window",
     "synthetic": "made-up scenes a second",
     "loader": "batches a second",

@@ -38,7 +38,7 @@ def _network(options: dict[str, Any]) -> tuple[Any, Any]:
     return model, params
 
 
-def _facts(options: dict[str, Any], model: Any, params: Any) -> dict[str, Any]:
+def facts(options: dict[str, Any], model: Any, params: Any) -> dict[str, Any]:
     """Operations of the whole image at once, bytes of the maps that sums over pixels force."""
     import jax
 
@@ -46,7 +46,7 @@ def _facts(options: dict[str, Any], model: Any, params: Any) -> dict[str, Any]:
 
     luma = jax.ShapeDtypeStruct((1, *options["size"], 1), np.float32)
     count = operations(lambda *a: model.apply(*a).image, params, luma, luma)
-    facts = {
+    found = {
         "dtype": options["dtype"],
         "operations": count.total,
         "bytes": sweep_bytes(model, *options["size"]),
@@ -54,8 +54,8 @@ def _facts(options: dict[str, Any], model: Any, params: Any) -> dict[str, Any]:
     }
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
-        facts["peak_device_bytes"] = stats["peak_bytes_in_use"]
-    return facts
+        found["peak_device_bytes"] = stats["peak_bytes_in_use"]
+    return found
 
 
 def whole(options: dict[str, Any]) -> Work:
@@ -72,10 +72,10 @@ def whole(options: dict[str, Any]) -> Work:
 
     def finish() -> dict[str, Any]:
         np.save(options["image"], last[0].reshape(options["size"]))
-        facts = _facts(options, model, params)
+        found = facts(options, model, params)
         if options["check"]:
-            facts["difference_from_processor"] = _difference(options, program, params)
-        return facts
+            found["difference_from_processor"] = _difference(options, program, params)
+        return found
 
     return Work(run, finish=finish)
 
@@ -109,7 +109,7 @@ def strips(options: dict[str, Any]) -> Work:
 
     def finish() -> dict[str, Any]:
         np.save(options["image"], last[0])
-        return _facts(options, model, params)
+        return facts(options, model, params)
 
     return Work(run, finish=finish)
 

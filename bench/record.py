@@ -209,7 +209,7 @@ def problems(result: Any) -> list[str]:
         return found
     if result["format"] != FORMAT:
         return [f"format {result['format']}, not {FORMAT}"]
-    for key in ("processor", "cores", "load_average_before", "operations_per_second"):
+    for key in ("processor", "cores", "busy_before", "operations_per_second"):
         if key not in result["machine"]:
             found.append(f"machine has no {key}")
     if not result["sides"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +44,8 @@ class ModelConfig:
     by backend.
     """
     remat: Literal["auto", "none", "blocks"] = "auto"
-    """blocks: recompute the inside of each block in the backward pass, for less than half the
-    memory; auto does so on a CPU, where reading memory costs more than computing again."""
+    """blocks: recompute the inside of each block in the backward pass, which takes less memory and
+    more time; auto does so on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +210,22 @@ class CrossFuseConfig:
             "nothing to train",
         )
         _require(
-            self.learning_rate > 0,
+            0 < self.learning_rate < math.inf,
             "method.learning_rate",
             self.learning_rate,
             "use a positive number",
+        )
+        _require(
+            0 <= self.learning_rate_floor <= self.learning_rate,
+            "method.learning_rate_floor",
+            self.learning_rate_floor,
+            f"must lie in 0..method.learning_rate ({self.learning_rate})",
+        )
+        _require(
+            0 <= self.self_supervision < math.inf,
+            "method.self_supervision",
+            self.self_supervision,
+            "use 0 (off) or a positive number",
         )
         _require(
             self.halve_every_epochs > 0,
@@ -226,6 +239,15 @@ class CrossFuseConfig:
             "method.crop_size",
             self.crop_size,
             "the blur's border needs at least 12",
+        )
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raises ConfigError where this method cannot learn from such data."""
+        _require(
+            self.crop_size <= data.patch_size,
+            "method.crop_size",
+            self.crop_size,
+            f"must not exceed data.patch_size ({data.patch_size})",
         )
 
 
@@ -282,12 +304,8 @@ class Experiment:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        _require(
-            self.method.crop_size <= self.data.patch_size,
-            "method.crop_size",
-            self.method.crop_size,
-            f"must not exceed data.patch_size ({self.data.patch_size})",
-        )
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2^63 - 1")
+        self.method.check_data(self.data)
 
 
 FREE_FIELDS = frozenset(

@@ -157,11 +157,19 @@ def export_weights(path: str | Path, weights: Weights) -> None:
 
 
 def convert_file(
-    source: str | Path, target: str | Path, layout: Literal["jaxfuse", "torch"] = "jaxfuse"
+    source: str | Path,
+    target: str | Path,
+    layout: Literal["jaxfuse", "torch"] = "jaxfuse",
+    overwrite: bool = False,
 ) -> str:
-    """Reads any known weights and writes them in one layout; tells what was done in one line."""
-    weights = load_weights(source)
+    """Reads any known weights and writes them in one layout; tells what was done in one line.
+
+    Raises WeightsError for a target that exists, unless `overwrite`.
+    """
     target = Path(target)
+    if target.exists() and not overwrite:
+        raise WeightsError(f"{target}: exists already: add --overwrite, or name another file")
+    weights = load_weights(source)
     if target.suffix in TORCH_SUFFIXES and layout != "torch":
         raise WeightsError(
             f"{target}: .pth is the published layout's kind: add --layout torch, or write "

@@ -351,3 +351,14 @@ def test_errors_of_the_sharded_forms(devices):
     run = partial(align.align_top_k, target_mean_grey=TARGET, k=12, axis_name="data")
     with pytest.raises(ValueError, match=r"k = 12 over 8 devices.*multiple of 8"):
         jax.pmap(run, axis_name="data", devices=devices)(np.zeros((8, 2, 4, 4, 3), np.float32))
+
+
+@pytest.mark.parametrize("value", [200.0, 9.0, -0.1, 1.0001, np.nan, np.inf])
+def test_means_of_values_outside_the_unit_range_are_none(value):
+    """Levels 0 to 255 given as floats must not come out as some other number."""
+    patches = np.full((2, 64, 64, 3), 0.25, np.float32)
+    patches[1, 5, 7, 1] = value
+    means = np.asarray(align.channel_means(patches))
+    assert np.isnan(means[1, 1])
+    np.testing.assert_allclose(means[0], 0.25, atol=1e-5)
+    np.testing.assert_allclose(means[1, [0, 2]], 0.25, atol=1e-5)

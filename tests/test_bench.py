@@ -255,9 +255,16 @@ def test_committed_results_are_whole_and_name_no_folder(repo: Path) -> None:
         found += [f"names {folder}" for folder in ("/home/", "/tmp/", "/root/") if folder in text]
         if "-tiny" in path.name:
             found.append("is of a tiny run")
+        if "+" in json.loads(text)["versions"]["commit"]:
+            found.append("was measured with changes that no commit holds")
         if found:
             wrong[path.name] = found
     assert wrong == {}
+
+
+def test_the_busy_share_is_a_share() -> None:
+    share = machine.busy_share(0.2)
+    assert share is None or 0.0 <= share <= 1.0
 
 
 HLO = """
@@ -375,7 +382,7 @@ def test_a_wrong_command_says_what_to_do(
 
 @pytest.mark.slow
 def test_subjects_run_from_end_to_end(tmp_path: Path) -> None:
-    names = ["topk", "gamma", "synthetic", "loader", "depthwise"]
+    names = ["topk", "gamma", "synthetic", "loader", "depthwise", "dense"]
     assert command_line.main([*names, "--tiny", "--out", str(tmp_path)]) == 0
     for name in names:
         found = json.loads((tmp_path / f"{name}-cpu-tiny.json").read_text(encoding="utf8"))

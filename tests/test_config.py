@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_unknown_key_is_named(key: str, tmp_path: Path) -> None:
     ("make", "field", "value"),
     [
         (lambda: TrainConfig(batch_size=0), "train.batch_size", "0"),
+        (lambda: Experiment(seed=2**66), "seed", str(2**66)),
+        (lambda: Experiment(seed=-1), "seed", "-1"),
+        (lambda: CrossFuseConfig(self_supervision=-1.0), "method.self_supervision", "-1.0"),
+        (lambda: CrossFuseConfig(self_supervision=math.nan), "method.self_supervision", "nan"),
+        (lambda: CrossFuseConfig(learning_rate=math.inf), "method.learning_rate", "inf"),
+        (lambda: CrossFuseConfig(learning_rate_floor=9.0), "method.learning_rate_floor", "9.0"),
         (lambda: TrainConfig(devices=-1), "train.devices", "-1"),
         (lambda: TrainConfig(batch_size=8, accumulate=3), "train.accumulate", "3"),
         (lambda: CrossFuseConfig(clip_norm=-0.5), "method.clip_norm", "-0.5"),

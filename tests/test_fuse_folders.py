@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import tiny_network
+from jaxfuse.config import SourceConfig
 from jaxfuse.data import images
+from jaxfuse.data.folders import FolderPairs
 from jaxfuse.data.pairs import DataError
 from jaxfuse.infer.folders import fuse_paths
 from jaxfuse.infer.predict import Fuser, fuse
@@ -231,3 +233,19 @@ def test_places_that_cannot_be(untouched, fuser):
     refused(r"a\.png: is a file, but folders", root / "ir", root / "vi", pair[0], fuser)
     refused(r"a\.png: cannot be made", *pair, pair[0] / "o.png", fuser)
     assert not (root / "o").exists()
+
+
+def test_an_all_black_picture_is_named(tmp_path, fuser):
+    """It does not stop the others of its folder."""
+    for stem in STEMS:
+        make_pair(tmp_path, stem)
+    black = np.zeros((*SIZE, 1), np.float32)
+    images.write(tmp_path / "ir" / "a.png", black)
+    summary = fuse_paths(tmp_path / "ir", tmp_path / "vi", tmp_path / "out", fuser)
+    ((target, words),) = summary.failed
+    assert target.name == "a.png" and not target.exists()
+    assert "ir/a.png: all black (no value above 0): record it again" in words
+    assert len(summary.written) == len(STEMS) - 1
+    with pytest.raises(DataError, match=r"a\.png: all black"):
+        FolderPairs.open(SourceConfig(kind="folders", root=str(tmp_path)))[0]
+    assert images.read_infrared(tmp_path / "ir" / "a.png").max() == 0

@@ -25,7 +25,6 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
 NEIGHBOURS = {
     ("weights", "convert"): "published files are read by weights and renamed by convert",
-    ("weights", "checkpoint"): "the newest checkpoint of a run folder is a weights file too",
     ("cli", "demo"): "demo is one of its commands",
 }
 """The only imports between rooms of one level, and why."""

@@ -193,6 +193,42 @@ def test_dense_convolutions():
     check(layers.conv1x1, point, x, kernel[0, 0])
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tolerance"),
+    [((2, 9, 7), "float32", 1e-5), ((1, 1, 5), "float32", 1e-5), ((2, 8, 8), "bfloat16", 0.02)],
+)
+def test_the_kernel_gradient_is_the_same_in_bands(shape, dtype, tolerance, monkeypatch):
+    """Several bands, the last one filled up with rows of nothing."""
+    monkeypatch.setattr(layers, "BAND_PIXELS", 2 * shape[0] * shape[2])
+    x, pull = (jnp.asarray(random(i, *shape, c), dtype) for i, c in ((0, 16), (1, 24)))
+    kernel = jnp.asarray(random(2, 3, 3, 16, 24), dtype)
+    value, back = jax.vjp(layers.conv3x3, x, kernel)
+    plain, plain_back = jax.vjp(layers.plain3x3, x, kernel)
+    np.testing.assert_array_equal(value, plain)
+    for ours, derived in zip(back(pull), plain_back(pull), strict=True):
+        assert ours.dtype == derived.dtype == dtype
+        ours, derived = np.asarray(ours, np.float64), np.asarray(derived, np.float64)
+        np.testing.assert_allclose(ours, derived, rtol=0, atol=tolerance * np.abs(derived).max())
+
+
+def test_gram():
+    check(layers.gram, lambda x: np.einsum("bnc,bnd->bcd", x, x), random(0, 2, 7, 5))
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 17])
+def test_depthwise_kernel_gradient_of_any_width(width):
+    """Columns are added up eight at a time."""
+    x, kernel = random(0, 2, 3, width, 4), random(1, 3, 3, 4)
+    check(lambda *a: layers.depthwise3x3(*a), depthwise, x, kernel)
+
+
+@pytest.mark.parametrize("wrong", [{"depthwise": "shfit"}, {"remat": "block"}, {"dtype": "float8"}])
+def test_a_wrong_way_of_computing_is_named(wrong, unchecked):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=rf"{name} = '{value}': choose one of "):
+        Compute(**wrong)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_padding(size):
     x = jnp.asarray(random(0, 2, *size, 3))

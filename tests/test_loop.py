@@ -7,6 +7,7 @@ of its own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -29,7 +30,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tiny_network
-from jaxfuse import cli, config, distributed, models
+from jaxfuse import cli, config, distributed, models, weights
 from jaxfuse.checkpoint import Checkpoints, abstract_like
 from jaxfuse.config import Experiment
 from jaxfuse.data.pipeline import Pipeline
@@ -413,7 +414,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert f"Batch indices {list(range(56, 64))}: " in message
     assert all(line in message for line in pipeline.describe(7, pool=True))
     assert f"Last good checkpoint: step 6 in {folder / 'checkpoints'}" in message
-    assert "method.learning_rate = 0.01" in message
+    assert "lower the learning rate" in message
     assert {k: v for k, v in contents(folder).items() if k.startswith("checkpoints/")} == good
     assert [r["step"] for r in records(folder)] == [2, 3, 4, 6]
 
@@ -594,9 +595,39 @@ def test_a_run_keeps_its_selection(tmp_path: Path) -> None:
     setup.keep_selection(tmp_path, before)
     path = tmp_path / "selection.json"
     text = path.read_text()
-    with pytest.raises(RunFolderError, match=r"selection\.json: Top-K now selects other"):
-        setup.keep_selection(tmp_path, _offline(tmp_path, data__external__seed=3))
-    assert path.read_text() == text
-    path.write_text("cut of")
-    setup.keep_selection(tmp_path, before)
-    assert path.read_text() == text
+    other = _offline(tmp_path, data__external__seed=3)
+    inverted = dataclasses.replace(before, infrared=1 - before.infrared)
+    for changed in (other, inverted):
+        with pytest.raises(RunFolderError, match=r"selection\.json: Top-K now gives other"):
+            setup.keep_selection(tmp_path, changed)
+        assert path.read_text() == text
+    for damaged in ("cut of", '{"patches": [1]}', "[]"):
+        path.write_text(damaged)
+        setup.keep_selection(tmp_path, before)
+        assert path.read_text() == text
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    experiment = tiny_network.experiment(data__external__alignment="none")
+    data = setup.open_data(experiment)
+    assert setup.remarks(experiment, data) == [
+        "data.external is not used: data.external.alignment is 'none'"
+    ]
+    selection = dataclasses.replace(_offline(tmp_path), reached=np.array([True, False, True]))
+    experiment = tiny_network.experiment(data__external__alignment="offline")
+    (said,) = setup.remarks(experiment, dataclasses.replace(data, selection=selection))
+    assert said.startswith("green: no gamma moves")
+
+
+def test_the_best_weights_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    """Those of the lowest loss of the last stage, also where the run was continued."""
+    folder = tmp_path / "run"
+    loop.run(tiny_network.experiment(train__log_every=1, train__checkpoint_every=1), folder)
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = [r for r in records if r["stage"] == records[-1]["stage"]]
+    best = min(last, key=lambda r: (r["loss"], -r["step"]))
+    kept = weights.load_weights(folder / "best.safetensors")
+    assert kept.metadata["step"] == str(best["step"])
+    assert float(kept.metadata["rank_loss"]) == best["loss"]
+    assert loop._rank_of(folder / "best.safetensors") == (1.0, -best["loss"])
+    assert loop._rank_of(folder / "none.safetensors") == (-math.inf, -math.inf)

@@ -342,3 +342,14 @@ def test_fusing_needs_no_training_code(fresh_python):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == ""
+
+
+def test_gray_coded_as_a_lossy_colour_picture_is_infrared() -> None:
+    """What `read_infrared` takes from a JPEG file is taken from an array too."""
+    rng = np.random.default_rng(0)
+    gray = rng.integers(20, 200, (8, 9, 1)).repeat(3, -1)
+    lossy = gray + np.where(rng.random((8, 9, 1)) < 0.1, [0, 7, -3], 0)
+    assert predict._one_channel(lossy.astype(np.float32) / 255).shape == (8, 9, 1)
+    coloured = gray + np.array([0, 40, 0])
+    with pytest.raises(predict.ImageError, match="differ by up to 40 grey levels"):
+        predict._one_channel(coloured.astype(np.float32) / 255)

@@ -229,8 +229,15 @@ def test_convert_there_and_back(tmp_path, params):
         chain.append(tmp_path / name)
     for path in chain:
         assert_same(load_weights(path).params, params)
-    convert_file(ours, tmp_path / "f.safetensors")
-    assert load_weights(tmp_path / "f.safetensors").metadata["step"] == "12"
+    last = tmp_path / "f.safetensors"
+    convert_file(ours, last)
+    assert load_weights(last).metadata["step"] == "12"
+    before = last.read_bytes()
+    with pytest.raises(WeightsError, match=r"f\.safetensors: exists already: add --overwrite"):
+        convert_file(tmp_path / "b.npz", last, "torch")
+    assert last.read_bytes() == before
+    convert_file(tmp_path / "b.npz", last, "torch", overwrite=True)
+    assert last.read_bytes() != before
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ class ConvertArguments:
     """File to write: .safetensors, .npz or .pth."""
     layout: Literal["jaxfuse", "torch"] = "jaxfuse"
     """Names and axes of the written file: ours, or the published PyTorch code's."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
 
 def convert(arguments: Sequence[str]) -> int:
@@ -105,5 +107,5 @@ def convert(arguments: Sequence[str]) -> int:
     given = parse(ConvertArguments, arguments, "convert")
     from jaxfuse import weights
 
-    print(weights.convert_file(given.source, given.target, given.layout))
+    print(weights.convert_file(given.source, given.target, given.layout, given.overwrite))
     return DONE

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfuse.data.folders import Listing, Scan, read_boxes, require_equal_sizes, scan
-from jaxfuse.data.images import FileError, decode, infrared_from, read_labels
+from jaxfuse.data.images import FileError, black, decode, infrared_from, read_labels
 
 SMALL_RANGE = 16384
 """A 16-bit image that spans fewer levels than this, a quarter of all, looks black."""
@@ -129,10 +129,10 @@ def _look_at_image(path: Path, band: str) -> _Facts:
             errors.append(_problem(error))
     low, high, full = pixels.min(), pixels.max(), _FULL[bits]
     if high == low or (bits == 8 and int(high) - int(low) <= FLAT_LEVELS):
-        dark = " (all black)" if high <= full * FLAT_LEVELS / 255 else ""
-        found = f"every pixel lies in {low}..{high} of 0..{full}{dark}"
+        dark = black(decoded)
+        found = f"every pixel lies in {low}..{high} of 0..{full}{' (all black)' if dark else ''}"
         remedy = "record it again, or leave the pair out by a split"
-        warnings.append(Problem(str(path), found, remedy))
+        (errors if dark else warnings).append(Problem(str(path), found, remedy))
     elif bits == 16 and int(high) - int(low) < SMALL_RANGE:
         found = f"16-bit values span only {low}..{high} of 0..{full}: it looks black"
         remedy = "rescale the files, the whole set alike"

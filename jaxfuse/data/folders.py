@@ -267,10 +267,15 @@ class FolderPairs:
 
     @classmethod
     def open(cls, source: SourceConfig) -> FolderPairs:
-        """The pairs of a source of kind "folders". Raises DataError."""
-        return open_folders(
+        """The pairs of a source of kind "folders". Raises DataError, also where the headers of a
+        pair's files tell different sizes.
+        """
+        pairs = open_folders(
             source.root, source.infrared, source.visible, source.split, source.infrared_stretch
         )
+        for infrared, visible in zip(pairs.infrared, pairs.visible, strict=True):
+            require_equal_sizes(infrared, size(infrared), visible, size(visible))
+        return pairs
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -286,8 +291,8 @@ class FolderPairs:
     def __getitem__(self, index: int) -> Pair:
         """Reads one pair. Raises DataError for a bad file and for unequal sizes."""
         infrared_file, visible_file = self.infrared[index], self.visible[index]
-        infrared = read_infrared(infrared_file, self.stretch)
-        visible = read_visible(visible_file)
+        infrared = read_infrared(infrared_file, self.stretch, allow_black=False)
+        visible = read_visible(visible_file, allow_black=False)
         h, w = visible.shape[:2]
         require_equal_sizes(infrared_file, infrared.shape[:2], visible_file, (h, w))
         labels = boxes = None

@@ -34,6 +34,9 @@ GRAY_MAX_LIMIT = 16.0
 """Grey levels, mean and largest, that the three channels of a gray image may differ by: lossy
 colour coding stays far below, a pseudo-colour palette or a coloured overlay is far above."""
 
+BLACK_LEVELS = 2
+"""Grey levels of 255 up to which a picture counts as black."""
+
 _FULL = {8: 255, 16: 65535}
 _WRITE_BITS = {ending: (16 if ending in {".png", ".tif", ".tiff"} else 8) for ending in EXTENSIONS}
 _WRITE_OPTIONS = {
@@ -194,6 +197,15 @@ def visible_from(decoded: Decoded) -> np.ndarray:
     return cv2.cvtColor(values, cv2.COLOR_GRAY2RGB) if values.ndim == 2 else values
 
 
+def pseudo_colour(values: np.ndarray) -> float | None:
+    """Largest difference of the channels of (h, w, 3) in [0, 1], grey levels, where they are not
+    one gray image stored three times; else None.
+    """
+    spread = 255 * (values.max(axis=2) - values.min(axis=2))
+    worst = float(spread.max())
+    return worst if spread.mean() > GRAY_MEAN_LIMIT or worst > GRAY_MAX_LIMIT else None
+
+
 def infrared_from(decoded: Decoded, path: str | Path, stretch: Stretch = "none") -> np.ndarray:
     """float32 (h, w, 1) in [0, 1]; see `read_infrared`. `path` is named in the error."""
     if stretch not in get_args(Stretch):
@@ -207,9 +219,8 @@ def infrared_from(decoded: Decoded, path: str | Path, stretch: Stretch = "none")
         if np.array_equal(first, pixels[..., 1]) and np.array_equal(first, pixels[..., 2]):
             values = values[..., 0]
         else:
-            spread = 255 * (values.max(axis=2) - values.min(axis=2))
-            worst = float(spread.max())
-            if spread.mean() > GRAY_MEAN_LIMIT or worst > GRAY_MAX_LIMIT:
+            worst = pseudo_colour(values)
+            if worst is not None:
                 found = (
                     f"pseudo-colour infrared, channels differ by up to {worst:.0f} of 255 levels"
                 )
@@ -227,23 +238,42 @@ def infrared_from(decoded: Decoded, path: str | Path, stretch: Stretch = "none")
     return np.ascontiguousarray(values, dtype=np.float32)[..., None]
 
 
-def read_visible(path: str | Path) -> np.ndarray:
+def black(decoded: Decoded) -> bool:
+    """Whether the picture holds nothing: no 8-bit level above 2, or one such value everywhere."""
+    low, high = float(decoded.pixels.min()), float(decoded.pixels.max())
+    full = _FULL.get(decoded.bits, 1)
+    return high <= BLACK_LEVELS * full / 255 and (decoded.bits == 8 or low == high)
+
+
+def _lit(path: str | Path) -> Decoded:
+    decoded = decode(path)
+    if black(decoded):
+        found = f"all black (no value above {decoded.pixels.max():g})"
+        raise FileError(Path(path), found, "record it again, or leave the pair out by a split")
+    return decoded
+
+
+def read_visible(path: str | Path, allow_black: bool = True) -> np.ndarray:
     """float32 (h, w, 3) in [0, 1], red first: uint8 / 255, uint16 / 65535, floats as they are.
 
-    Gray images repeat their channel, palettes become RGB, alpha is dropped. Raises like `decode`.
+    Gray images repeat their channel, palettes become RGB, alpha is dropped. Raises like `decode`;
+    with allow_black=False also FileError for an all-black picture.
     """
-    return visible_from(decode(path))
+    return visible_from(decode(path) if allow_black else _lit(path))
 
 
-def read_infrared(path: str | Path, stretch: Stretch = "none") -> np.ndarray:
+def read_infrared(
+    path: str | Path, stretch: Stretch = "none", allow_black: bool = True
+) -> np.ndarray:
     """float32 (h, w, 1) in [0, 1]: uint8 / 255, uint16 / 65535, floats as they are.
 
     Three channels that are equal, or differ by at most 2 grey levels on average and 16 anywhere,
     become their mean; more is a pseudo-colour picture and raises FileError, as `decode` does.
     stretch: a 14-bit sensor fills a small part of 16 bits. "minmax" maps this image's own range to
     [0, 1]; "percentile" its 0.5 to 99.5 % quantiles, clipping beyond. A constant image becomes 0.
+    With allow_black=False an all-black picture raises FileError.
     """
-    return infrared_from(decode(path), path, stretch)
+    return infrared_from(decode(path) if allow_black else _lit(path), path, stretch)
 
 
 def read_labels(path: str | Path) -> np.ndarray:

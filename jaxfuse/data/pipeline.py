@@ -26,7 +26,7 @@ from jaxfuse.data.patches import (
     read_patches,
 )
 
-INDEX_MODULUS = 1 << 31
+INDEX_MODULUS = 1 << 30
 """`index` in a batch is the example number modulo this, so that it fits every integer type."""
 
 _STEPS = 1 << 40

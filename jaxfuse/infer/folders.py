@@ -99,8 +99,8 @@ def fuse_paths(
     summary = FuseSummary([], [])
     for number, job in enumerate(jobs):
         try:
-            heat = images.read_infrared(job.infrared, infrared_stretch)
-            rgb = images.read_visible(job.visible)
+            heat = images.read_infrared(job.infrared, infrared_stretch, allow_black=False)
+            rgb = images.read_visible(job.visible, allow_black=False)
             require_equal_sizes(job.infrared, heat.shape[:2], job.visible, rgb.shape[:2])
             images.write(job.target, fuse(rgb, heat, fuser, method=method, stretch=stretch), bits)
             summary.written.append(job.target)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxfuse import weights as weight_files
 from jaxfuse.config import UserError
+from jaxfuse.data.images import pseudo_colour
 from jaxfuse.infer.strips import fuse_strips
 from jaxfuse.infer.tiles import compiled, fuse_tiles
 from jaxfuse.models import Model, create
@@ -27,7 +28,7 @@ DEFAULT_WEIGHTS = "crossfuse"
 WHOLE_PIXELS = {"cpu": 128 * 128}
 OTHER_WHOLE_PIXELS = 1 << 19
 """Up to this many pixels, by backend, one program over the whole image is best: it takes about 8 KB
-a pixel. On a CPU small windows are faster for anything larger."""
+a pixel. On a CPU windows take about the same time and less memory (bench/results, "fuse")."""
 
 RECOLOUR_PIXELS = 1 << 20
 """Colours are put back in strips of at most this many pixels: each takes about 100 bytes."""
@@ -198,10 +199,10 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
 def _one_channel(infrared: np.ndarray) -> np.ndarray:
     if infrared.shape[2] == 1:
         return infrared
-    spread = float(np.ptp(infrared, axis=2).max())
-    if spread > 2.0 / 255.0:
+    worst = pseudo_colour(infrared)
+    if worst is not None:
         raise ImageError(
-            f"infrared has three channels that differ by up to {255 * spread:.0f} grey levels: a "
+            f"infrared has three channels that differ by up to {worst:.0f} grey levels: a "
             "pseudo-colour picture; give the camera's gray export"
         )
     return infrared.mean(axis=2, keepdims=True, dtype=np.float32)

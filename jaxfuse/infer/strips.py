@@ -1,9 +1,9 @@
 """Large images in windows, exactly: what `Model.apply` gives on the whole image, in little memory.
 
 Runs `Model.passes` (see `jaxfuse.models.base.Pass`, docs/adr/0007): each pass goes once over the
-image, strip of rows by strip of rows, each strip in small windows. On a CPU that is also faster
-than one program over the whole image (see WINDOW_PIXELS). Memory is two or three strips of feature
-maps and the maps that `memory_budget` allows; other maps lie in scratch files.
+image, strip of rows by strip of rows, each strip in small windows (see WINDOW_PIXELS).
+Memory is two or three strips of feature maps and the maps that `memory_budget` allows; other maps
+lie in scratch files.
 """
 
 from __future__ import annotations

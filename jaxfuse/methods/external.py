@@ -5,6 +5,7 @@ as in sec. III-B).
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +61,7 @@ class Selection:
             "means_before": self.before.tolist(),
             "means_after": self.after.tolist(),
             "error": self.error,
+            "checksum": zlib.crc32(self.infrared.tobytes(), zlib.crc32(self.original.tobytes())),
             "patches": [
                 {"stem": stem, "y": int(y), "x": int(x), "distance": float(d)}
                 for stem, (y, x), d in zip(self.stems, self.positions, self.distances, strict=True)

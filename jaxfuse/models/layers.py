@@ -1,4 +1,4 @@
-"""Layers shared by the networks, channels last, each the fastest formulation measured for it.
+"""Layers shared by the networks, channels last, each in a formulation that XLA on CPU runs well.
 
 A 1x1 convolution is a matrix product and a depthwise 3x3 is nine shifted products: XLA on CPU runs
 its own grouped convolution 8 to 18 times slower. Weights are stored (height, width, in, out),
@@ -8,7 +8,7 @@ depthwise (height, width, channels).
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,14 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"
     depthwise: Literal["auto", "shift", "lax"] = "auto"
     remat: Literal["auto", "none", "blocks"] = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("dtype", "depthwise", "remat"):
+            choices = get_args(get_type_hints(Compute)[field])
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} = {getattr(self, field)!r}: choose one of {', '.join(choices)}"
+                )
 
     @property
     def rematerialise(self) -> bool:
@@ -61,7 +69,8 @@ def conv1x1(x: Features, kernel: Float[Array, "i o"]) -> Features:
     return flat.reshape(*x.shape[:-1], -1)
 
 
-def _dense(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
+def plain3x3(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
+    """A dense 3x3 convolution with zero padding and the derivative that XLA gives it."""
     return lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -69,21 +78,21 @@ def _dense(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
 
 @jax.custom_vjp
 def _dense_in_bands(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
-    return _dense(x, kernel)
+    return plain3x3(x, kernel)
 
 
 def _dense_in_bands_forward(x: Features, kernel: Array) -> tuple[Features, tuple[Features, Array]]:
-    return _dense(x, kernel), (x, kernel)
+    return plain3x3(x, kernel), (x, kernel)
 
 
 def _dense_in_bands_backward(
     kept: tuple[Features, Array], cotangent: Features
 ) -> tuple[Features, Array]:
-    # The kernel's gradient as nine matrix products over bands of rows that stay in cache: about 4
-    # times faster on a CPU than the convolution that differentiation gives.
+    # The kernel's gradient as nine matrix products over bands of rows that stay in cache: faster
+    # on a CPU than the convolution that differentiation gives (bench/results, "depthwise").
     x, kernel = kept
     b, h, w, channels = x.shape
-    to_x = _dense(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    to_x = plain3x3(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     rows = min(h, max(1, BAND_PIXELS // (b * w)))
     bands = -(-h // rows)
     below = bands * rows - h
@@ -116,7 +125,7 @@ _dense_in_bands.defvjp(_dense_in_bands_forward, _dense_in_bands_backward)
 def conv3x3(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
     """A dense 3x3 convolution with zero padding."""
     wide = min(kernel.shape[2:]) >= 16
-    convolve = _dense_in_bands if wide and jax.default_backend() == "cpu" else _dense
+    convolve = _dense_in_bands if wide and jax.default_backend() == "cpu" else plain3x3
     return convolve(x, kernel.astype(x.dtype))
 
 

@@ -83,7 +83,8 @@ def _means(patches: Array | np.ndarray, white: float) -> Array:
         steps, counts = LEVELS - 1, patches.astype(jnp.int32)
     else:
         steps = _STEPS
-        counts = jnp.round(patches.astype(jnp.float32) * float(steps)).astype(jnp.int32)
+        unit = jnp.clip(patches.astype(jnp.float32), 0.0, 1.0)
+        counts = jnp.round(unit * float(steps)).astype(jnp.int32)
     total = jnp.sum(counts, axis=2)
     if height * width * steps < 2**31:
         total = jnp.sum(total, axis=1).astype(jnp.float32)
@@ -95,7 +96,9 @@ def _means(patches: Array | np.ndarray, white: float) -> Array:
     means = jnp.round(total * (white / (height * width * steps)) * grid) / grid
     if is_bytes:
         return means
-    return jnp.where(jnp.all(jnp.isfinite(patches), axis=(1, 2)), means, jnp.nan)
+    # Also false for what is not a number.
+    within = jnp.all((patches >= 0.0) & (patches <= 1.0), axis=(1, 2))
+    return jnp.where(within, means, jnp.nan)
 
 
 def channel_means(patches: Num[Array | np.ndarray, "n h w c"]) -> Float[Array, "n c"]:
@@ -103,7 +106,8 @@ def channel_means(patches: Num[Array | np.ndarray, "n h w c"]) -> Float[Array, "
 
     Floats are counted in steps of 1 / 65535, which is exact for images that had 8 or 16 bits. The
     sum is one of integers: the same to the last bit however a pool is split (patches up to 180 x
-    180; 1e-7 beyond), and without a gradient. A patch with a value that is not finite gives NaN.
+    180; 1e-7 beyond), and without a gradient. A patch with a value outside [0, 1], or none at all,
+    gives NaN, which `select_top_k` takes last.
     """
     return _means(patches, 255.0 if patches.dtype == jnp.uint8 else 1.0)
 
@@ -197,9 +201,9 @@ def histogram(
 ) -> Float[Array, "c 256"]:
     """How often each grey level 0..255 occurs, per channel, over all patches.
 
-    Floats in [0, 1] count at the nearest level. weights: one per patch, such as a mask of the
-    patches to count; booleans and integers are summed as integers, floats as float32 (exact for
-    whole numbers below 2^24 a bin).
+    Floats in [0, 1] count at the nearest level, values beyond at its ends. weights: one per patch,
+    such as a mask of the patches to count; booleans and integers are summed as integers, floats as
+    float32 (exact for whole numbers below 2^24 a bin).
     """
     is_bytes = _is_bytes(patches, "histogram")
     patches = jnp.asarray(patches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -54,7 +55,8 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
 
     Raises Preempted after SIGTERM or SIGINT with everything saved; TrainingError where the loss is
     not finite; RunFolderError, ConfigError, DataError and CheckpointError with file, value and
-    remedy. Whatever is wrong with config or data is found before a new folder is made.
+    remedy. What is wrong with the config, or shows in the names and headers of the data, is found
+    before a new folder is made.
     """
     folder = Path(folder)
     mesh = distributed.data_mesh(experiment.train.devices)
@@ -82,6 +84,7 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
             notes.append(f"continuing {folder} from step {start} of {method.steps}")
         else:
             state = init(key)
+        notes += setup.remarks(experiment, data)
         terminal = Terminal(method.steps, start)
         writers += [terminal, JsonLines(folder / "log.jsonl", start)]
         if config.tensorboard:
@@ -202,8 +205,8 @@ class _Session:
             f"{self.folder}: step {bad_step}: the loss or its gradient is not finite. Batch "
             f"indices {pipeline.indices(bad_step).tolist()}: "
             f"{'; '.join(pipeline.describe(bad_step, pool=online))}. "
-            f"Last good checkpoint: {last}. Look at these images, or lower "
-            f"method.learning_rate = {self.experiment.method.learning_rate} in a new run"
+            f"Last good checkpoint: {last}. Look at these images, or lower the learning rate in a "
+            "new run"
         )
 
     def _validate(self, state: TrainState, stage: Stage) -> dict[str, float]:
@@ -219,6 +222,12 @@ class _Session:
 
     def _save(self, state: TrainState, step: int, stage: Stage, record: dict[str, Any]) -> None:
         info = {"step": step, "stage": stage.name, "config": to_dict(self.experiment)}
+        # One loss ranks all: a checkpoint without the validation the others have is never best.
+        merit = "validation_loss" if self.data.validation else "loss"
+        ranks = {
+            "loss": record.get(merit, float("nan")),
+            "stage": float(self.method.stages.index(stage)),
+        }
         # Weights first: a run whose last checkpoint is on disk has its final weights.
         if jax.process_index() == 0:
             metadata = {
@@ -228,15 +237,24 @@ class _Session:
                 "config": json.dumps(info["config"]),
             }
             params = jax.device_get(self.method.deploy(state.params))
-            path = self.folder / "weights.safetensors"
-            weights.save_weights(path, self.model.name, params, metadata)
-        # One loss ranks all: a checkpoint without the validation the others have is never best.
-        merit = "validation_loss" if self.data.validation else "loss"
-        ranks = {
-            "loss": record.get(merit, float("nan")),
-            "stage": float(self.method.stages.index(stage)),
-        }
+            weights.save_weights(
+                self.folder / "weights.safetensors", self.model.name, params, metadata
+            )
+            rank = (ranks["stage"], -ranks["loss"])
+            best = self.folder / "best.safetensors"
+            if not math.isnan(ranks["loss"]) and rank >= _rank_of(best):
+                said = {"rank_stage": repr(rank[0]), "rank_loss": repr(-rank[1])}
+                weights.save_weights(best, self.model.name, params, {**metadata, **said})
         self.checkpoints.save(step, state, info, ranks)
+
+
+def _rank_of(path: Path) -> tuple[float, float]:
+    """(stage, -loss) of a run's best weights so far; below everything where there are none."""
+    try:
+        said = weights.load_weights(path).metadata
+        return float(said["rank_stage"]), -float(said["rank_loss"])
+    except (weights.WeightsError, KeyError, ValueError):
+        return (-math.inf, -math.inf)
 
 
 @contextlib.contextmanager

@@ -125,14 +125,13 @@ def keep_selection(folder: Path, selection: Selection) -> None:
     path, now = folder / "selection.json", selection.summary()
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf8"))["patches"]
+            before = json.loads(path.read_text(encoding="utf8"))["checksum"]
         except (OSError, ValueError, KeyError, TypeError):
             before = None  # unreadable: nothing to compare with
-        places = [(p["stem"], p["y"], p["x"]) for p in now["patches"]]
-        if before is not None and [(p["stem"], p["y"], p["x"]) for p in before] != places:
+        if before is not None and before != now["checksum"]:
             raise RunFolderError(
-                f"{path}: Top-K now selects other external patches than when this run began: "
-                "its images have changed. Bring them back, or train in a new folder"
+                f"{path}: Top-K now gives other external patches than when this run began: "
+                "images have changed. Bring them back, or train in a new folder"
             )
     write_text(path, json.dumps(now, indent=1))
 
@@ -208,6 +207,21 @@ def open_data(experiment: Experiment) -> Data:
     epoch = train.steps_per_epoch or pipeline.steps_per_epoch
     facts = Facts(epoch, means, data.external.kept_online)
     return Data(pipeline, facts, validation, selection)
+
+
+def remarks(experiment: Experiment, data: Data) -> list[str]:
+    """What whoever trains should read: settings without effect, a gamma that does not exist."""
+    external, found = experiment.data.external, []
+    if external.kind != "none" and external.alignment == "none":
+        found.append("data.external is not used: data.external.alignment is 'none'")
+    if data.selection is not None:
+        names = zip(("red", "green", "blue"), data.selection.reached, strict=True)
+        found += [
+            f"{name}: no gamma moves the external patches' mean to the target's, left as it was"
+            for name, reached in names
+            if not reached
+        ]
+    return found
 
 
 def build(experiment: Experiment, facts: Facts) -> tuple[Model, Method]:

@@ -55,11 +55,14 @@ class JsonLines:
             if path.exists():
                 lines = path.read_text(encoding="utf8").splitlines()
                 replacement = path.with_name(path.name + ".tmp")
-                replacement.write_text(
-                    "".join(f"{line}\n" for line in lines if _step_of(line) <= step),
-                    encoding="utf8",
-                )
-                os.replace(replacement, path)
+                try:
+                    replacement.write_text(
+                        "".join(f"{line}\n" for line in lines if _step_of(line) <= step),
+                        encoding="utf8",
+                    )
+                    os.replace(replacement, path)
+                finally:
+                    replacement.unlink(missing_ok=True)
             self._file = path.open("a", encoding="utf8")
         except OSError as error:
             raise _unwritable(path, error) from error
