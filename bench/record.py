@@ -120,6 +120,8 @@ def measure(
     A side whose facts hold `operations` and `bytes` (and, where it is not float32, `dtype`) gets a
     floor and its distance from it; `floor_of` in a side's options takes another side's.
     """
+    # First of all: what is committed while this runs is not what was measured.
+    versions = machine.versions()
     load, busy = machine.load_average(), machine.busy_share()
     rates = run.rates() if rates is None else rates
     for side in sides:
@@ -172,7 +174,7 @@ def measure(
             "load_average_after": machine.load_average(),
             **rates,
         },
-        "versions": machine.versions(),
+        "versions": versions,
         "settings": {**settings, "rounds": rounds},
         "reference": None,
         "sides": found,

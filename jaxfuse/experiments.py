@@ -40,6 +40,11 @@ def find(name: str) -> Experiment:
         return load_json(path)
     if path.suffix != ".py":
         files = preset_files()
+        if name not in files and path.exists():
+            raise ConfigError(
+                f"{name}: no preset, no run folder (it would hold config.json) and no .json or .py "
+                "file: name one of these"
+            )
         if name not in files:
             raise ConfigError(
                 f"no preset named {name!r}: choose one of {', '.join(files) or '(none here)'}, "

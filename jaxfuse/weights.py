@@ -322,7 +322,7 @@ def _torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f'{path}: {path.suffix} files need PyTorch: pip install "jaxfuse[convert]"'
+            f'{path}: {path.suffix} files need PyTorch: install jaxfuse with its extra "convert"'
         ) from error
     return torch
 

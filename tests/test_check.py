@@ -98,7 +98,7 @@ def test_every_problem_at_once(root: Path) -> None:
     deep = picture(42)
     expected = f"16-bit values span only {7000 + int(deep.min())}..{7000 + int(deep.max())}"
     assert expected in about(warnings, "deep.png")
-    assert 'stretch="minmax"' in about(warnings, "deep.png")
+    assert "--infrared-stretch minmax" in about(warnings, "deep.png")
     assert "ending '.raw' is not read in ir/" in about(warnings, "notes.raw")
     assert "1 subfolders are not looked into" in about(warnings, "vi")
     assert len(warnings) == 3

@@ -166,7 +166,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, repo: Path, tmp_path: 
         ("train demo --train.devices 99", ["train.devices = 99, but JAX sees 8 cpu device(s)"]),
         (
             "align demo --k 100000",
-            ["data.external.top_k = 100000, but the external set has 768 patches"],
+            ["--k = 100000, but the external set has 768 patches"],
         ),
         ("align demo --k -1", ["--k -1: keep at least one patch"]),
         ("align demo --out a.jpg", ["--out a.jpg: the picture is a PNG"]),

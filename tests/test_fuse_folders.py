@@ -231,7 +231,7 @@ def test_places_that_cannot_be(untouched, fuser):
         suffix=".webp",
     )
     refused(r"a\.png: is a file, but folders", root / "ir", root / "vi", pair[0], fuser)
-    refused(r"a\.png: cannot be made", *pair, pair[0] / "o.png", fuser)
+    refused(r"a\.png: is a file, but results are to lie", *pair, pair[0] / "o.png", fuser)
     assert not (root / "o").exists()
 
 
@@ -249,3 +249,25 @@ def test_an_all_black_picture_is_named(tmp_path, fuser):
     with pytest.raises(DataError, match=r"a\.png: all black"):
         FolderPairs.open(SourceConfig(kind="folders", root=str(tmp_path)))[0]
     assert images.read_infrared(tmp_path / "ir" / "a.png").max() == 0
+
+
+def test_a_dark_16_bit_infrared_is_remarked(tmp_path, fuser):
+    make_pair(tmp_path, "a")
+    heat = images.read_infrared(tmp_path / "ir" / "a.png")
+    (tmp_path / "ir" / "a.png").unlink()
+    images.write(tmp_path / "ir" / "a.png", heat / 50, bits=16)
+    pair = (tmp_path / "ir" / "a.png", tmp_path / "vi" / "a.png")
+    (said,) = fuse_paths(*pair, tmp_path / "x.png", fuser).doubts
+    assert "a.png: its 16-bit values reach from 0.0" in said and "--infrared-stretch" in said
+    assert fuse_paths(*pair, tmp_path / "y.png", fuser, infrared_stretch="minmax").doubts == []
+    images.write(pair[0], heat / 50)  # 8 bits: dark, but that is what the file says
+    assert fuse_paths(*pair, tmp_path / "z.png", fuser).doubts == []
+
+
+def test_a_bad_pair_leaves_no_folder(tmp_path, fuser):
+    make_pair(tmp_path, "a")
+    path = tmp_path / "ir" / "a.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError):
+        fuse_paths(path, tmp_path / "vi" / "a.png", tmp_path / "new" / "out" / "x.png", fuser)
+    assert not (tmp_path / "new").exists()

@@ -615,8 +615,15 @@ def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
     ]
     selection = dataclasses.replace(_offline(tmp_path), reached=np.array([True, False, True]))
     experiment = tiny_network.experiment(data__external__alignment="offline")
-    (said,) = setup.remarks(experiment, dataclasses.replace(data, selection=selection))
-    assert said.startswith("green: no gamma moves")
+    said = setup.remarks(experiment, dataclasses.replace(data, selection=selection))
+    assert said[0].startswith("4 of 36 external patches join the target's, gamma ")
+    assert said[1].startswith("green: no gamma moves")
+    strong = dataclasses.replace(selection, gamma=np.array([2.5, 1.0, 1.0]))
+    assert "gamma 2.50, 1.00, 1.00 is strong" in strong.doubts()[-1]
+    missing = config.ExternalConfig(kind="folders", root="absent")
+    words = r"data\.external\.root = 'absent': no such folder: set data\.external\.root .*none"
+    with pytest.raises(config.ConfigError, match=words):
+        setup.open_set("data.external", missing)
 
 
 def test_the_best_weights_are_kept_beside_the_newest(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_without_torch(tmp_path, params, monkeypatch):
     path = tmp_path / "a.pth"
     path.write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert 'need PyTorch: pip install "jaxfuse[convert]"' in refused(path)
+    assert 'need PyTorch: install jaxfuse with its extra "convert"' in refused(path)
     with pytest.raises(WeightsError, match="need PyTorch"):
         export_weights(tmp_path / "b.pth", Weights(NAME, params, {}))
 

@@ -58,6 +58,8 @@ def fuse(arguments: Sequence[str]) -> int:
         overwrite=given.overwrite,
         progress=progress("fusing"),
     )
+    for doubt in summary.doubts:
+        print(f"jaxfuse: warning: {doubt}", file=sys.stderr)
     for name, error in summary.failed:
         print(f"jaxfuse: {name}: {error}", file=sys.stderr)
     written = summary.written

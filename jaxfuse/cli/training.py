@@ -98,7 +98,10 @@ def align(arguments: Sequence[str]) -> int:
     from jaxfuse.report import pictures
     from jaxfuse.train.setup import write_text
 
-    selection = external.select(open_source(data.target), open_source(data.external), data, k)
+    field = "--k" if given.k else "data.external.top_k"
+    selection = external.select(
+        open_source(data.target), open_source(data.external), data, k, field
+    )
     pictures.save_selection(selection, given.out)
     numbers = given.out.with_suffix(".json")
     write_text(numbers, json.dumps(selection.summary(), indent=1))
@@ -111,9 +114,8 @@ def align(arguments: Sequence[str]) -> int:
         f"gamma {', '.join(f'{g:.3f}' for g in selection.gamma)}; means {before} -> {after}, "
         f"target {target} (sum of errors {selection.error:.4f} grey levels)"
     )
-    for name, reached in zip(("red", "green", "blue"), selection.reached, strict=True):
-        if not reached:
-            print(f"{name}: no gamma reaches the target mean, left as it was", file=sys.stderr)
+    for doubt in selection.doubts():
+        print(doubt, file=sys.stderr)
     print(f"{given.out} and {numbers}")
     return DONE
 

@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfuse.data.folders import Listing, Scan, read_boxes, require_equal_sizes, scan
-from jaxfuse.data.images import FileError, black, decode, infrared_from, read_labels
+from jaxfuse.data.images import (
+    SMALL_RANGE,
+    FileError,
+    black,
+    decode,
+    infrared_from,
+    read_labels,
+)
 
-SMALL_RANGE = 16384
-"""A 16-bit image that spans fewer levels than this, a quarter of all, looks black."""
 FLAT_LEVELS = 2
 """An 8-bit image that spans no more levels than this shows nothing; compression adds that much."""
 _IGNORE = 255
@@ -137,7 +142,7 @@ def _look_at_image(path: Path, band: str) -> _Facts:
         found = f"16-bit values span only {low}..{high} of 0..{full}: it looks black"
         remedy = "rescale the files, the whole set alike"
         if band == "infrared":
-            remedy += ', or read them with stretch="minmax" or "percentile" (each image by itself)'
+            remedy += ", or spread each by itself with --infrared-stretch minmax or percentile"
         warnings.append(Problem(str(path), found, remedy))
     mean = float(pixels.mean(dtype=np.float64)) * 255 / full
     return _Facts(pixels.shape, bits, mean, tuple(errors), tuple(warnings))

@@ -339,7 +339,7 @@ def open_folders(
     if found.unpaired and not split:
         count = len(found.unpaired)
         value = f"{count} files without a partner: " + _some(map(str, found.unpaired), count)
-        remedy = "stems must be equal in both folders: rename, add or remove files, or give a split"
+        remedy = "stems must be equal in both folders: rename, add or remove files"
         raise FileError(root or f"{infrared}, {visible}", value, remedy)
     for listing in (found.infrared, found.visible, found.labels, found.boxes):
         for stem, paths in listing.duplicates.items():

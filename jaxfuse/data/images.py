@@ -37,6 +37,9 @@ colour coding stays far below, a pseudo-colour palette or a coloured overlay is 
 BLACK_LEVELS = 2
 """Grey levels of 255 up to which a picture counts as black."""
 
+SMALL_RANGE = 16384
+"""A 16-bit image that spans fewer levels than this, a quarter of all, looks black."""
+
 _FULL = {8: 255, 16: 65535}
 _WRITE_BITS = {ending: (16 if ending in {".png", ".tif", ".tiff"} else 8) for ending in EXTENSIONS}
 _WRITE_OPTIONS = {
@@ -274,6 +277,13 @@ def read_infrared(
     With allow_black=False an all-black picture raises FileError.
     """
     return infrared_from(decode(path) if allow_black else _lit(path), path, stretch)
+
+
+def spans_little(path: str | Path, values: np.ndarray) -> bool:
+    """Whether a 16-bit file's values in [0, 1] span so little that it looks black."""
+    if (values.max() - values.min()) * 65535 >= SMALL_RANGE:
+        return False
+    return decode(path).bits == 16
 
 
 def read_labels(path: str | Path) -> np.ndarray:

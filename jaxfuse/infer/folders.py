@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,6 +24,8 @@ class FuseSummary:
     written: list[Path]
     failed: list[tuple[Path, str]]
     """Output that is missing, and why."""
+    doubts: list[str] = dataclasses.field(default_factory=list)
+    """What was done and is probably not meant."""
 
 
 class _Job(NamedTuple):
@@ -65,7 +68,15 @@ def _check_targets(jobs: list[_Job], bits: int, overwrite: bool) -> None:
     if existing and not overwrite:
         found = f"exists already, as {len(existing)} of {len(jobs)} results do"
         raise FileError(existing[0], found, "add --overwrite, or name another place")
-    folder = jobs[0].target.parent
+    made = next(p for p in (jobs[0].target.parent, *jobs[0].target.parent.parents) if p.exists())
+    if not made.is_dir():
+        raise FileError(made, "is a file, but results are to lie below it", "name another place")
+    if not os.access(made, os.W_OK):
+        raise FileError(made, "is not writable", "choose a place that you may write to")
+
+
+def _make_folder(folder: Path) -> None:
+    """Only once there is something to put in."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,7 +113,15 @@ def fuse_paths(
             heat = images.read_infrared(job.infrared, infrared_stretch, allow_black=False)
             rgb = images.read_visible(job.visible, allow_black=False)
             require_equal_sizes(job.infrared, heat.shape[:2], job.visible, rgb.shape[:2])
-            images.write(job.target, fuse(rgb, heat, fuser, method=method, stretch=stretch), bits)
+            if infrared_stretch == "none" and images.spans_little(job.infrared, heat):
+                summary.doubts.append(
+                    f"{job.infrared}: its 16-bit values reach from {heat.min():.3f} to "
+                    f"{heat.max():.3f} of 1: it looks black; add --infrared-stretch minmax or "
+                    "percentile to spread them"
+                )
+            fused = fuse(rgb, heat, fuser, method=method, stretch=stretch)
+            _make_folder(job.target.parent)
+            images.write(job.target, fused, bits)
             summary.written.append(job.target)
         except UserError as error:
             if not Path(infrared).is_dir():

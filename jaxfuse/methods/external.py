@@ -15,6 +15,9 @@ from jaxfuse.data.pairs import DataError, Pairs
 from jaxfuse.data.patches import PatchIndex, grid_means, read_patches
 from jaxfuse.ops import align
 
+STRONG = 2.0
+"""A gamma beyond this, or below its inverse, says that two sets hardly match."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -50,6 +53,20 @@ class Selection:
         """Sum over the channels of |after - target|; the published code's `alignment_loss`."""
         return float(np.abs(self.after - self.target_means).sum())
 
+    def doubts(self) -> list[str]:
+        """What speaks against the external set, in words."""
+        found = [
+            f"{name}: no gamma moves the kept patches' mean to the target's, left as it was"
+            for name, reached in zip(("red", "green", "blue"), self.reached, strict=True)
+            if not reached
+        ]
+        if not all(1 / STRONG < g < STRONG for g in self.gamma):
+            found.append(
+                f"gamma {', '.join(f'{g:.2f}' for g in self.gamma)} is strong: the sensors' images "
+                "hardly match, and dark parts of the aligned patches show noise and false colours"
+            )
+        return found
+
     def summary(self) -> dict:
         """The selection as plain numbers, for JSON."""
         return {
@@ -77,18 +94,21 @@ def target_means(target: Pairs, data: DataConfig) -> np.ndarray:
     return means.mean(axis=0)
 
 
-def select(target: Pairs, external: Pairs, data: DataConfig, k: int) -> Selection:
+def select(
+    target: Pairs, external: Pairs, data: DataConfig, k: int, field: str = "data.external.top_k"
+) -> Selection:
     """The k external patches closest to the target sensor in colour, gamma-aligned to it.
 
-    Patches are cut on the grid of `data`. Raises ConfigError where k exceeds the external patches.
+    Patches are cut on the grid of `data`. field: what the user calls k. Raises ConfigError where k
+    exceeds the external patches.
     """
     mu = target_means(target, data)
     index = PatchIndex(external, data.patch_size, data.stride)
     if k > len(index):
         raise ConfigError(
-            f"data.external.top_k = {k}, but the external set has {len(index)} patches of "
-            f"{data.patch_size} pixels at stride "
-            f"{data.stride}: lower data.external.top_k or data.stride, or add images"
+            f"{field} = {k}, but the external set has {len(index)} patches of "
+            f"{data.patch_size} pixels at stride {data.stride}: lower it or data.stride, or add "
+            "images"
         )
     means = grid_means(external, data.patch_size, data.stride, data.threads)
     goal = jnp.asarray(mu, jnp.float32)

@@ -110,7 +110,9 @@ def save_selection(selection: Selection, path: str | Path, show: int = 48) -> No
     ranking.set_xlabel("rank")
     ranking.set_ylabel("distance to the target, grey levels")
     ranking.set_ylim(bottom=0)
-    ranking.set_title(f"{count} kept of {selection.candidates}", color=INK, fontsize=10)
+    shown = f", {len(picked)} of them shown above" if len(picked) < count else ""
+    title = f"{count} kept of {selection.candidates}{shown}"
+    ranking.set_title(title, color=INK, fontsize=10)
     for axis in (means, curves, ranking):
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

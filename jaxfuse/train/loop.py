@@ -84,6 +84,8 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
             notes.append(f"continuing {folder} from step {start} of {method.steps}")
         else:
             state = init(key)
+            if continuing:
+                notes.append(f"{folder} has no checkpoint yet: starting from step 0")
         notes += setup.remarks(experiment, data)
         terminal = Terminal(method.steps, start)
         writers += [terminal, JsonLines(folder / "log.jsonl", start)]

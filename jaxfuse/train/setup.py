@@ -16,11 +16,13 @@ from jaxfuse import __version__, methods, models
 from jaxfuse.config import (
     ConfigError,
     Experiment,
+    SourceConfig,
     UserError,
     changed_fields,
     load_json,
     to_json,
 )
+from jaxfuse.data.pairs import Pairs
 from jaxfuse.data.patches import PatchIndex
 from jaxfuse.data.pipeline import Pipeline, validation_batches
 from jaxfuse.data.sources import open_source
@@ -65,7 +67,7 @@ def check(experiment: Experiment, devices: int) -> None:
     if train.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError(
             "train.tensorboard = True: needs tensorboardX: "
-            'pip install "jaxfuse[tensorboard]", or set it to False'
+            'install jaxfuse with its extra "tensorboard", or set it to False'
         )
 
 
@@ -161,13 +163,26 @@ class Data:
     """What offline alignment kept, where it is used."""
 
 
+def open_set(field: str, source: SourceConfig) -> Pairs:
+    """Opens a set; where its folder is missing the error says which setting names it."""
+    for name in ("root", "infrared", "visible"):
+        place = getattr(source, name)
+        if source.kind == "folders" and place and not Path(place).is_dir():
+            without = ", or data.external.alignment to none" if field == "data.external" else ""
+            raise ConfigError(
+                f"{field}.{name} = {place!r}: no such folder: set {field}.{name} to a folder of "
+                f"yours{without}"
+            )
+    return open_source(source)
+
+
 def open_data(experiment: Experiment) -> Data:
     """Opens the sets, aligns offline, builds the pipeline. Raises DataError or ConfigError."""
     data, train = experiment.data, experiment.train
-    target = open_source(data.target)
+    target = open_set("data.target", data.target)
     extra = pool = selection = means = None
     if data.external.alignment != "none":
-        external = open_source(data.external)
+        external = open_set("data.external", data.external)
         if data.external.alignment == "offline":
             selection = select(target, external, data, data.external.top_k)
             extra = (selection.visible, selection.infrared)
@@ -196,7 +211,7 @@ def open_data(experiment: Experiment) -> Data:
     validation: list[dict[str, np.ndarray]] = []
     if data.validation.kind != "none":
         validation = validation_batches(
-            open_source(data.validation),
+            open_set("data.validation", data.validation),
             data.patch_size,
             data.stride,
             train.batch_size,
@@ -215,12 +230,13 @@ def remarks(experiment: Experiment, data: Data) -> list[str]:
     if external.kind != "none" and external.alignment == "none":
         found.append("data.external is not used: data.external.alignment is 'none'")
     if data.selection is not None:
-        names = zip(("red", "green", "blue"), data.selection.reached, strict=True)
-        found += [
-            f"{name}: no gamma moves the external patches' mean to the target's, left as it was"
-            for name, reached in names
-            if not reached
-        ]
+        kept = data.selection
+        gamma = ", ".join(f"{g:.2f}" for g in kept.gamma)
+        found.append(
+            f"{len(kept.stems)} of {kept.candidates} external patches join the target's, gamma "
+            f"{gamma}; an epoch is {data.pipeline.items_per_epoch} patches in all"
+        )
+        found += kept.doubts()
     return found
 
 
