@@ -1,0 +1,21 @@
+"""Metrics of fused images under named conventions, and statistics of them.
+
+`score` computes, `to_gray` prepares, `names` and `describe` say what there is.
+"""
+
+from jaxfuse.metrics.gray import to_gray
+from jaxfuse.metrics.scoring import VERSION, Row, describe, names, score
+from jaxfuse.metrics.table import CONVENTIONS, METRICS, Definition, Metric
+
+__all__ = [
+    "CONVENTIONS",
+    "METRICS",
+    "VERSION",
+    "Definition",
+    "Metric",
+    "Row",
+    "describe",
+    "names",
+    "score",
+    "to_gray",
+]
