@@ -113,7 +113,7 @@ def test_a_fused_image_that_is_the_visible_one(golden: Path, dtype: str) -> None
 def test_the_conventions_share_what_they_should() -> None:
     for metric in set(metrics.names("cddfuse")) - set(OWN):
         definitions = metrics.METRICS[metric].definitions
-        assert definitions["crossfuse"] is definitions["cddfuse"]
+        assert definitions["crossfuse"] == definitions["cddfuse"]
 
 
 def test_gray_of_colours_is_that_of_the_evaluators(golden: Path) -> None:
