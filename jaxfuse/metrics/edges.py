@@ -66,8 +66,7 @@ def _kept(source: Edges, fused: Edges) -> Array:
 
 @apart("scale")
 def _kept_as_published(source: Edges, fused: Edges, scale: float) -> Array:
-    """Where magnitudes are equal, `scale` times the magnitude stands for their ratio; a turn of more
-    than a quarter gives a negative alignment."""
+    """Ratio 1 becomes `scale` times the magnitude; large turns align negatively."""
     strength = _strength(source, fused, scale * source.magnitude)
     turn = jnp.abs(source.angle - fused.angle)
     return _preserved(strength, 1.0 - turn * (2.0 / math.pi)) * source.magnitude
@@ -112,9 +111,11 @@ def _lost(source: Edges, other: Edges, fused: Edges) -> Array:
     """What is not kept of `source` where the fused edge is the strongest of the three."""
     strongest = (fused.squared > source.squared) & (fused.squared > other.squared)
     strength = jnp.where(source.squared == 0, 0.0, _strength(source, fused, 1.0))
-    by_strength = 0.9999 * jax.nn.sigmoid(19.0 * (strength - 0.5))
-    by_angle = 0.9995 * jax.nn.sigmoid(22.0 * (_alignment(source, fused) - 0.5))
-    return jnp.where(strongest, 1.0 - jnp.sqrt(by_strength * by_angle), 0.0)
+    # 1 - sqrt(a b) from 1 - a and 1 - b, which keep their digits where nearly nothing is lost.
+    missing_strength = 1e-4 + 0.9999 * jax.nn.sigmoid(19.0 * (0.5 - strength))
+    missing_angle = 5e-4 + 0.9995 * jax.nn.sigmoid(22.0 * (0.5 - _alignment(source, fused)))
+    missing = missing_strength + missing_angle - missing_strength * missing_angle
+    return jnp.where(strongest, missing / (1.0 + jnp.sqrt(1.0 - missing)), 0.0)
 
 
 def added_edges(t: Triple) -> Array:

@@ -1,9 +1,9 @@
 """Mutual information of features in small windows: FMI.
 
 Haghighat, Aghagolzadeh and Seyedarabi, 2011, in the fast form of Haghighat and Razian, 2014. The
-nine features of a 3 x 3 window, stretched to 0..1 and divided by their sum, serve as a distribution.
-The joint distribution of two such windows lies between the independent one and the one of Frechet's
-bound, as far towards it as their correlation says (Nelsen's method).
+nine features of a 3 x 3 window, stretched to 0..1 and divided by their sum, are a distribution. The
+joint distribution of two such windows lies between the independent one and that of Frechet's bound,
+as far towards it as their correlation says (Nelsen's method).
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def _whole(x: np.ndarray) -> np.ndarray:
 
 
 def _opencv(x: np.ndarray) -> np.ndarray:
-    # OpenCV rounds the product of green, then the sums with blue and with red (fused multiply-adds).
-    # Where the exact sum is a half, these roundings decide: equal to it for all 16.7 million colours.
+    # OpenCV rounds the product of green, then the sums with blue and with red (multiply-adds).
+    # Where the exact sum is a half, these roundings decide; this gives what it gives.
     red, green, blue = (x[..., i].astype(np.float64) for i in range(3))
     weights = np.float64(np.float32([0.299, 0.587, 0.114]))
     level = np.float32(green * weights[1])
@@ -66,8 +66,8 @@ _WAYS = {
 def to_gray(image: Array | np.ndarray, convention: str) -> np.ndarray:
     """Grey levels (..., h, w), float32, 0..255, of a colour or gray image.
 
-    image: uint8, or floats in 0..255; (..., h, w, 3), red first, or (..., h, w, 1). Gray stays as it
-    is. Colours equal gray where R = G = B. `vifb_color` scores colours: it has no gray.
+    image: uint8, or floats in 0..255; (..., h, w, 3), red first, or (..., h, w, 1). Gray stays as
+    it is. Colours equal gray where R = G = B. `vifb_color` scores colours: it has no gray.
     """
     if convention not in _WAYS:
         raise ValueError(f"to_gray: convention {convention!r}: use one of {', '.join(_WAYS)}")

@@ -33,16 +33,20 @@ def _counts(index: Int[Array, "b h w"], bins: int) -> Int[Array, "b bins"]:
     return filled.reshape(batch, bins)
 
 
+def _shares(counts: Array, t: Triple) -> Array:
+    # Divided by a constant, which XLA turns into a product: 1 must still be 1, its logarithm 0.
+    return jnp.where(counts == t.pixels, 1.0, counts.astype(t.fused.dtype) / t.pixels)
+
+
 def histogram(t: Triple, image: int) -> Float[Array, "b 256"]:
     """Share of each grey level in one of the three images."""
-    return _counts(levels(t.images[image]), LEVELS).astype(t.fused.dtype) / t.pixels
+    return _shares(_counts(levels(t.images[image]), LEVELS), t)
 
 
 def joint(t: Triple, first: int, second: int) -> Float[Array, "b 256 256"]:
     """Share of each pair of grey levels in two of the three images."""
     index = levels(t.images[first]) * LEVELS + levels(t.images[second])
-    counts = _counts(index, LEVELS * LEVELS).reshape(-1, LEVELS, LEVELS)
-    return counts.astype(t.fused.dtype) / t.pixels
+    return _shares(_counts(index, LEVELS * LEVELS).reshape(-1, LEVELS, LEVELS), t)
 
 
 def _share_times_log(p: Array, ratio: Array) -> Array:
@@ -111,7 +115,7 @@ def cross_entropy(t: Triple) -> Array:
 
 
 def cross_entropy_zoo(t: Triple) -> Array:
-    """Binary cross-entropy, in nats, of sigmoids of grey levels; the target is the sources' mean."""
+    """Binary cross-entropy, in nats, of sigmoids of grey levels; target: the sources' mean."""
     # In terms of 1 - sigmoid, which is what differs between pixels that are not black.
     rest = [jnp.clip(jax.nn.sigmoid(-x), 0.0, 1.0) for x in t.images]
     target = jnp.clip((rest[VISIBLE] + rest[INFRARED]) / 2.0, 1e-7, 1.0 - 1e-7)
@@ -134,23 +138,17 @@ def _tsallis_information(t: Triple, first: int, second: int) -> Array:
     return (1.0 - jnp.sum(p * ratio ** (q - 1.0), axis=(-2, -1))) / (1.0 - q)
 
 
-def _tsallis_entropy(t: Triple, image: int) -> Array:
-    q = TSALLIS_ORDER
-    return (1.0 - jnp.sum(t.shared(histogram, image) ** q, axis=-1)) / (q - 1.0)
-
-
 def tsallis_information(t: Triple) -> Array:
-    """(I_q(V; F) + I_q(I; F)) / (H_q(V) + H_q(I) - I_q(V; I)), q = 1.85.
+    """I_q(V; F) + I_q(I; F), q = 1.85.
 
-    NaN where the denominator is 0, as for two constant sources.
+    The paper divides by H_q(V) + H_q(I) - I_q(V; I), which vanishes or turns negative where the
+    sources are alike, so that the quotient ranks nothing: only its numerator is used.
     """
-    shared = sum(_tsallis_information(t, source, FUSED) for source in (VISIBLE, INFRARED))
-    entropies = _tsallis_entropy(t, VISIBLE) + _tsallis_entropy(t, INFRARED)
-    return shared / (entropies - _tsallis_information(t, VISIBLE, INFRARED))
+    return sum(_tsallis_information(t, source, FUSED) for source in (VISIBLE, INFRARED))
 
 
 def _correlation_entropy(xy: Array, xf: Array, yf: Array) -> Array:
-    """1 + sum l / 3 log256(l / 3) over the eigenvalues l of the matrix of the three coefficients."""
+    """1 + sum l / 3 log256(l / 3) over the eigenvalues l of the matrix of the coefficients."""
     one = jnp.ones_like(xy)
     rows = [jnp.stack(row, -1) for row in ((one, xy, xf), (xy, one, yf), (xf, yf, one))]
     matrix = jnp.stack(rows, axis=-2)

@@ -92,9 +92,7 @@ def _chosen(convention: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
         if name not in METRICS:
             raise ValueError(f"no metric {name!r}: use some of {', '.join(METRICS)}")
         if name not in known:
-            raise ValueError(
-                f"{convention} does not define {name}: it defines {', '.join(known)}"
-            )
+            raise ValueError(f"{convention} does not define {name}: it defines {', '.join(known)}")
     if not chosen:
         raise ValueError("no metric named: leave names out for all of them")
     return tuple(dict.fromkeys(chosen))
@@ -199,8 +197,8 @@ def score(
 
     Images (batch, height, width) of grey levels 0..255, uint8 or floats, made by `to_gray` with the
     same convention; `vifb_color` takes fused and visible in colour, (batch, height, width, 3).
-    names: some of `names(convention)`; all where left out. dtype: of the arithmetic; float64 needs a
-    CPU or GPU, and JAX's 64-bit mode where this is called inside a jitted function.
+    names: some of `names(convention)`; all where left out. dtype: of the arithmetic; float64 needs
+    a CPU or GPU, and JAX's 64-bit mode where this is called inside a jitted function.
     A metric that is undefined for an image is NaN there, never anything else (docs/metrics.md lists
     the cases); a PSNR without error is infinite. Images smaller than a metric's windows are errors.
     """

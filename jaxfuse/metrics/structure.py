@@ -104,7 +104,7 @@ def ssim_zoo(t: Triple) -> Array:
 
 
 def ssim_cddfuse(t: Triple) -> Array:
-    """Sum over the sources; uniform window 7, sample covariance, range 2 though levels reach 255."""
+    """Sum over the sources; uniform window 7, sample covariance, range 2 on levels to 255."""
     return _ssim(t.shared(_uniform_moments), 2.0)
 
 
@@ -115,7 +115,7 @@ def ssim_crossfuse(t: Triple) -> Array:
 
 @apart("padded")
 def _halved(x: Array, padded: bool) -> Array:
-    """Means of 2 x 2 pixels. An odd size loses its last line, or gains a line of 0 on both sides."""
+    """Means of 2 x 2 pixels. An odd size loses its last line, or gains a 0 on both sides."""
     h, w = x.shape[-2:]
     if padded:
         x = jnp.pad(x, ((0, 0), (h % 2, h % 2), (w % 2, w % 2)))
@@ -222,7 +222,7 @@ def vif_zoo(t: Triple) -> Array:
 def _best_similarity(
     between: Pair, visible: Pair, infrared: Pair, share: Array, data_range: float
 ) -> Array:
-    """Where the sources agree, the similarities weighted, infrared with `share`; else the larger."""
+    """Where the sources agree, the similarities weighted, infrared by `share`; else the larger."""
     agreement, visible, infrared = (
         _similarity(p, data_range) for p in (between, visible, infrared)
     )
@@ -246,7 +246,7 @@ def yang(t: Triple) -> Array:
 
 
 def yang_zoo(t: Triple) -> Array:
-    """The window is the same Gaussian in each of 7 rows, so its sum is 7; zeros outside; range 1."""
+    """The window is one Gaussian in each of 7 rows, so its sum is 7; zeros outside; range 1."""
     around = [pad(x, 3, "constant") for x in t.images]
     means, covariances = local_moments(around, PAIRS_ALL, uniform(7), gaussian(7, 1.5))
     # What E[xy] - E[x] E[y] gives with weights of sum 7: negative where an image is bright.

@@ -119,10 +119,10 @@ METRICS: dict[str, Metric] = {
         },
     ),
     "TE": Metric(
-        "Tsallis entropy metric",
+        "Tsallis entropy",
         "higher",
         "FVI",
-        "(I_q(V; F) + I_q(I; F)) / (H_q(V) + H_q(I) - I_q(V; I)), q = 1.85",
+        "I_q(F; V) + I_q(F; I), Tsallis' information of order q = 1.85",
         "Cvejic, Canagarajah, Bull, Electron. Lett. 2006",
         {
             "jaxfuse": D(information.tsallis_information, 0, None),
@@ -156,7 +156,7 @@ METRICS: dict[str, Metric] = {
         "spatial frequency",
         "higher",
         "F",
-        "sqrt(RF^2 + CF^2), RF^2 and CF^2 = sums of squared differences along rows and columns / hw",
+        "sqrt((sum of squared differences along rows + along columns) / (h w))",
         "Eskicioglu, Fisher, IEEE Trans. Commun. 1995",
         {
             "jaxfuse": D(intensity.spatial_frequency, 0, 361, "levels"),
@@ -257,7 +257,7 @@ METRICS: dict[str, Metric] = {
         "multi-scale structural similarity",
         "higher",
         "FVI",
-        "mean over sources of the product over 5 scales of contrast-structure^e, luminance at the last",
+        "mean over sources of the product over 5 scales of cs^e, at the last one SSIM^e",
         "Wang, Simoncelli, Bovik, Asilomar 2003",
         {
             "jaxfuse": D(structure.ms_ssim, 0, 1, smallest=176),
