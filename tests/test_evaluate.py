@@ -358,3 +358,16 @@ def test_the_command_scores_and_prints(
     assert not (tmp_path / "x").exists()
     assert cli.main(["report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "r.html")]) == 1
     assert "give a folder of `jaxfuse evaluate`" in capsys.readouterr().err
+
+
+def test_a_convention_that_scores_colours_gets_them(pairs: Path, tmp_path: Path) -> None:
+    asked = Plan(
+        (Dataset("set", "in", str(pairs)),), convention="vifb_color", metrics=("EN", "SD", "MI")
+    )
+    found = score.run(asked, tmp_path / "out").datasets[0]
+    visible = 255.0 * images.read_visible(pairs / "vi" / f"{found.stems[0]}.png")
+    assert visible.std(axis=(0, 1)).std() > 0.1  # its channels differ
+    wanted = visible.std(axis=(0, 1)).mean()
+    assert found.values["visible"]["SD"][0] == pytest.approx(wanted, rel=1e-5)
+    infrared = 255.0 * images.read_visible(pairs / "ir" / f"{found.stems[0]}.png")
+    assert found.values["infrared"]["SD"][0] == pytest.approx(infrared[..., 0].std(), rel=1e-5)

@@ -151,13 +151,17 @@ def test_mean_ranks_respect_direction_and_name_what_they_leave_out() -> None:
         "MSE": {"a": 5.0, "b": 5.0, "c": 1.0},
         "TE": {"a": 1.0, "b": 2.0, "c": 3.0},
         "VIF": {"a": 1.0, "b": math.nan, "c": 3.0},
+        "CC": {"a": math.nan, "b": math.nan, "c": math.nan},
         "PSNR": {"a": math.inf, "b": 30.0, "c": 20.0},
     }
     directions = dict.fromkeys(means, "higher") | {"MSE": "lower", "TE": "unclear"}
     found = mean_ranks(means, directions)  # type: ignore[arg-type]
-    assert found.used == ("SSIM", "MSE", "PSNR")
-    assert found.ranks == pytest.approx({"a": 4.5 / 3, "b": 6.5 / 3, "c": 7 / 3})
-    assert found.left_out == {"TE": "its direction is unclear", "VIF": "no value for b"}
+    assert found.used == ("SSIM", "MSE", "VIF", "PSNR")
+    assert found.ranks == pytest.approx({"a": 6.5 / 4, "b": 9.5 / 4, "c": 8 / 4})
+    assert found.left_out == {"TE": "its direction is unclear", "CC": "no method has a value"}
+    assert found.last == {"VIF": ("b",)}
+    shared = mean_ranks({"VIF": {"a": math.nan, "b": 1.0, "c": math.nan}}, {"VIF": "higher"})
+    assert shared.ranks == {"a": 2.5, "b": 1.0, "c": 2.5}
     with pytest.raises(ValueError, match="no direction"):
         mean_ranks(means, {})
     assert math.isnan(mean_ranks({"TE": {"a": 1.0}}, {"TE": "unclear"}).ranks["a"])

@@ -141,16 +141,15 @@ def _score(
     plan: Plan, chosen: tuple[str, ...], job: _Job, fused: dict[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
     """row -> metric -> value, all rows of one pair in one call."""
-    visible = metrics.to_gray(_levels(job.visible), plan.convention)
-    infrared = metrics.to_gray(_levels(job.infrared), plan.convention)
-    grays = {name: metrics.to_gray(image, plan.convention) for name, image in fused.items()}
-    grays |= baselines(np.asarray(visible), np.asarray(infrared))
-    stack = np.stack([np.asarray(grays[row], np.float32) for row in plan.rows])
-    sources = [np.asarray(x, np.float32)[None] for x in (visible, infrared)]
-    defined = metrics.names(plan.convention, stack.shape[1:])
+    infrared = metrics.to_gray(_levels(job.infrared), "jaxfuse")
+    visible = _seen_by(plan.convention, _levels(job.visible))
+    seen = {name: _seen_by(plan.convention, image) for name, image in fused.items()}
+    seen |= baselines(visible, infrared if visible.ndim == 2 else infrared[..., None])
+    stack = np.stack([seen[row] for row in plan.rows])
+    defined = metrics.names(plan.convention, infrared.shape)
     found = metrics.score(
         stack,
-        *(np.broadcast_to(x, stack.shape) for x in sources),
+        *(np.broadcast_to(x, (len(stack), *x.shape)) for x in (visible, infrared)),
         convention=plan.convention,
         names=tuple(name for name in chosen if name in defined),
         dtype=plan.dtype,
@@ -164,11 +163,18 @@ def _score(
     }
 
 
+def _seen_by(convention: str, image: np.ndarray) -> np.ndarray:
+    """Levels that the convention scores: gray (h, w), or (h, w, 3) where it scores colours."""
+    if convention == metrics.COLOR:
+        return image.astype(np.float32)
+    return metrics.to_gray(image, convention)
+
+
 def baselines(visible: np.ndarray, infrared: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows every table has, from two gray images in levels 0..255."""
+    """The rows every table has, from two images in levels 0..255 that broadcast."""
     return {
         "visible": visible,
-        "infrared": infrared,
+        "infrared": np.broadcast_to(infrared, visible.shape),
         "average": np.floor((visible + infrared) / 2 + 0.5),
         "maximum": np.maximum(visible, infrared),
     }

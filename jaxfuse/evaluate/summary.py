@@ -13,7 +13,8 @@ from jaxfuse.evaluate.results import Evaluation, Scores, csv_text
 from jaxfuse.metrics import statistics
 
 Cell = dict[str, Any]
-"""mean, low, high (95 % interval of the mean), count (images with a value), undefined."""
+"""mean, low, high (95 % interval of the mean), count (images with a finite value), undefined,
+infinite (images that have none)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Summary:
     ranks: dict[str, float]
     """Mean rank of each row over `ranked_on`; 1 is best."""
     ranked_on: tuple[str, ...]
-    """Metrics with a clear direction and a mean for every row."""
+    """Metrics with a clear direction and a mean for some row."""
+    ranked_last: dict[str, tuple[str, ...]]
+    """Metric -> rows that share the last ranks because they have no value."""
 
 
 def summarise(found: Evaluation) -> dict[str, Summary]:
@@ -40,39 +43,37 @@ def _summarise(found: Evaluation, scores: Scores) -> Summary:
         method: {metric: _cell(values) for metric, values in row.items()}
         for method, row in scores.values.items()
     }
-    others = [row.name for row in found.methods if row.name != found.reference]
-    tests: dict[str, dict[str, dict[str, float]]] = {name: {} for name in others}
-    for about in found.metrics:
-        metric = about.metric
-        against = scores.values[found.reference][metric]
-        raw = [statistics.wilcoxon(scores.values[name][metric], against).p for name in others]
-        for name, p, adjusted in zip(others, raw, statistics.holm(raw), strict=True):
-            tests[name][metric] = {"p": float(p), "adjusted": float(adjusted)}
-    directions = {row.metric: row.direction for row in found.metrics}
     names = [row.name for row in found.methods]
-    ranked_on = tuple(
-        metric
-        for metric, direction in directions.items()
-        if direction != "unclear"
-        and not any(math.isnan(cells[name][metric]["mean"]) for name in names)
+    tests: dict[str, dict[str, dict[str, float]]] = {
+        name: {} for name in names if name != found.reference
+    }
+    for about in found.metrics:
+        values = {name: scores.values[name][about.metric] for name in names}
+        for name, test in statistics.compare(values, found.reference).items():
+            tests[name][about.metric] = {"p": test.p, "adjusted": test.adjusted}
+    ranked = statistics.mean_ranks(
+        {
+            row.metric: {name: cells[name][row.metric]["mean"] for name in names}
+            for row in found.metrics
+        },
+        {row.metric: row.direction for row in found.metrics},
     )
-    means = {name: {metric: cells[name][metric]["mean"] for metric in ranked_on} for name in names}
-    ranks = statistics.mean_ranks(means, {m: directions[m] for m in ranked_on})
-    return Summary(cells, tests, ranks, ranked_on)
+    return Summary(cells, tests, ranked.ranks, ranked.used, ranked.last)
 
 
 def _cell(values: np.ndarray) -> Cell:
-    known = values[~np.isnan(values)]
-    # An infinite value, such as the PSNR of equal images, leaves no interval.
-    low, high = math.nan, math.nan
-    if len(known) and np.isfinite(known).all():
-        low, high = statistics.interval(known)
+    said = statistics.summarise(values)
+    mean = said.mean
+    if not said.count and said.infinite:
+        # Such as the PSNR of images without any error.
+        mean = float(values[np.isinf(values)].mean())
     return {
-        "mean": float(known.mean()) if len(known) else math.nan,
-        "low": low,
-        "high": high,
-        "count": len(known),
-        "undefined": len(values) - len(known),
+        "mean": mean,
+        "low": said.low,
+        "high": said.high,
+        "count": said.count,
+        "undefined": said.undefined,
+        "infinite": said.infinite,
     }
 
 
@@ -111,7 +112,8 @@ def summary_csv(found: Evaluation) -> str:
     """One line for each set, method and metric."""
     said = summarise(found)
     head = ("dataset", "role", "method", "metric", "convention", "channel", "direction", "unit")
-    more = ("mean", "low", "high", "count", "undefined", "p", "p_holm", "reference", "version")
+    counts = ("count", "undefined", "infinite")
+    more = ("mean", "low", "high", *counts, "p", "p_holm", "reference", "version")
     lines: list[tuple[Any, ...]] = [(*head, *more)]
     for scores in found.datasets:
         of_set = said[scores.name]
@@ -129,7 +131,7 @@ def summary_csv(found: Evaluation) -> str:
                         about.channel,
                         about.direction,
                         about.unit,
-                        *(cell[key] for key in ("mean", "low", "high", "count", "undefined")),
+                        *(cell[key] for key in ("mean", "low", "high", *counts)),
                         test.get("p", ""),
                         test.get("adjusted", ""),
                         found.reference if test else "",
@@ -137,6 +139,11 @@ def summary_csv(found: Evaluation) -> str:
                     )
                 )
     return csv_text(lines)
+
+
+def _ranked_last(said: Summary) -> str:
+    named = [f"{metric} of {', '.join(rows)}" for metric, rows in said.ranked_last.items()]
+    return f"; last, because undefined: {'; '.join(named)}" if named else ""
 
 
 def text_tables(found: Evaluation) -> list[Any]:
@@ -160,7 +167,7 @@ def text_tables(found: Evaluation) -> list[Any]:
             f"convention {found.settings.get('convention')}",
             title_justify="left",
             caption=f"* differs from {found.reference}: paired Wilcoxon, Holm, 5 %. "
-            f"Rank: mean over {len(of_set.ranked_on)} metrics.",
+            f"Rank: mean over {len(of_set.ranked_on)} metrics{_ranked_last(of_set)}.",
             caption_justify="left",
         )
         table.add_column("metric", no_wrap=True)
@@ -178,7 +185,8 @@ def text_tables(found: Evaluation) -> list[Any]:
                 test = of_set.tests.get(method.name, {}).get(about.metric)
                 word = "undefined" if math.isnan(cell["mean"]) else f"{cell['mean']:.4g}"
                 word += "*" if test and test["adjusted"] < 0.05 else ""
-                word += f" ({cell['undefined']} undefined)" if cell["undefined"] else ""
+                for kind in ("undefined", "infinite"):
+                    word += f" ({cell[kind]} {kind})" if cell[kind] and cell["count"] else ""
                 words.append(f"[bold not dim]{word}[/]" if cell["mean"] == best else word)
             arrow = {"higher": " ↑", "lower": " ↓"}.get(about.direction, "")
             table.add_row(about.metric + arrow, *words)

@@ -4,10 +4,11 @@
 """
 
 from jaxfuse.metrics.gray import to_gray
-from jaxfuse.metrics.scoring import VERSION, Row, describe, names, score
+from jaxfuse.metrics.scoring import COLOR, VERSION, Row, describe, names, score
 from jaxfuse.metrics.table import CONVENTIONS, METRICS, Definition, Metric
 
 __all__ = [
+    "COLOR",
     "CONVENTIONS",
     "METRICS",
     "VERSION",

@@ -23,6 +23,7 @@ VERSION = 1
 
 DType = Literal["float32", "float64"]
 COLOR = "vifb_color"
+"""The convention that scores colours; all others score gray."""
 
 
 def _check_convention(convention: str) -> None:

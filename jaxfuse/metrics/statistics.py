@@ -220,6 +220,8 @@ class MeanRanks(NamedTuple):
     """Metrics that count."""
     left_out: dict[str, str]
     """Metrics that do not, and why."""
+    last: dict[str, tuple[str, ...]]
+    """Of metrics that count: methods ranked last there for want of a value."""
 
 
 def mean_ranks(
@@ -228,21 +230,29 @@ def mean_ranks(
     """Ranks methods on every metric, then averages over metrics; equal values share their ranks.
 
     means: {metric: {method: value}}. directions: {metric: direction}; a metric whose direction is
-    unclear, or on which some method has no value, is left out and named.
+    unclear, or on which no method has a value, is left out and named. Methods without a value where
+    others have one share the last ranks and are named: nothing is gained by being undefined.
     """
     methods = list(dict.fromkeys(name for row in means.values() for name in row))
-    used, left_out, rows = [], {}, []
+    used, left_out, last, rows = [], {}, {}, []
     for metric, row in means.items():
         if metric not in directions:
             raise ValueError(f"{metric}: no direction given: 'higher', 'lower' or 'unclear'")
-        missing = [name for name in methods if math.isnan(row.get(name, math.nan))]
+        known = {name: row[name] for name in methods if not math.isnan(row.get(name, math.nan))}
         if directions[metric] not in ("higher", "lower"):
             left_out[metric] = "its direction is unclear"
-        elif missing:
-            left_out[metric] = f"no value for {', '.join(missing)}"
+        elif not known:
+            left_out[metric] = "no method has a value"
         else:
             sign = -1.0 if directions[metric] == "higher" else 1.0
             used.append(metric)
-            rows.append(ranks(np.array([sign * row[name] for name in methods])))
+            order = ranks(np.array([sign * value for value in known.values()]))
+            place = dict(zip(known, order.tolist(), strict=True))
+            without = tuple(name for name in methods if name not in known)
+            if without:
+                last[metric] = without
+            shared = (len(known) + 1 + len(methods)) / 2
+            rows.append([place.get(name, shared) for name in methods])
     average = np.mean(rows, axis=0) if rows else np.full(len(methods), math.nan)
-    return MeanRanks(dict(zip(methods, average.tolist(), strict=True)), tuple(used), left_out)
+    mean = dict(zip(methods, average.tolist(), strict=True))
+    return MeanRanks(mean, tuple(used), left_out, last)

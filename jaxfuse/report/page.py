@@ -105,6 +105,7 @@ def _add(data: dict[str, Any], found: Evaluation) -> None:
                 "tests": of_set.tests,
                 "ranks": of_set.ranks,
                 "ranked_on": of_set.ranked_on,
+                "ranked_last": of_set.ranked_last,
                 "pictures": {},
             }
         )

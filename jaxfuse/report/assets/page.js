@@ -56,7 +56,8 @@ function ranking() {
   const on = D.datasets[0].ranked_on;
   const left = D.metrics.map(m => m.metric).filter(m => !on.includes(m));
   $("ranking-note").textContent = `Mean rank over ${on.length} metrics (1 is best; ties share a rank). ` +
-    (left.length ? `Left out, for want of a clear direction or a value for every row: ${left.join(", ")}. ` : "") +
+    (left.length ? `Left out, for want of a clear direction or of any value: ${left.join(", ")}. ` : "") +
+    "A row without a value, where others have one, is ranked last. " +
     "Baselines are pale: a metric that a baseline wins says little, and noise alone raises EN, SD, SF, AG and EI.";
   for (const set of D.datasets) {
     const names = Object.keys(set.ranks).sort((a, b) => set.ranks[a] - set.ranks[b]);
@@ -68,6 +69,8 @@ function ranking() {
       bars.append(make("span", { text: name }), make("div", {}, bar), make("span", { text: set.ranks[name].toFixed(2) }));
     }
     $("ranking-body").append(make("h3", { text: `${set.name}: ${set.stems.length} pairs, ${set.role} of distribution` }), bars);
+    const last = Object.entries(set.ranked_last).map(([metric, names]) => `${metric}: ${names.join(", ")}`);
+    if (last.length) $("ranking-body").append(make("p", { class: "note", text: `Ranked last because undefined: ${last.join("; ")}.` }));
   }
 }
 
@@ -122,22 +125,24 @@ function scores() {
   function update() {
     const set = D.datasets.find(d => d.name === select.value), intervals = $("scores-intervals").checked;
     const best = Object.fromEntries(D.metrics.map(m => [m.metric, marks(rows.map(r => number(set.summary[r][m.metric].mean)), m.metric)]));
-    let undefinedCount = 0;
+    let undefinedCount = 0, infiniteCount = 0;
     sortable($("scores-table"),
       D.metrics.map(m => ({ label: m.metric, small: (m.direction === "higher" ? "↑ " : m.direction === "lower" ? "↓ " : "") + m.unit, up: m.direction === "lower",
         title: `${m.title}; ${arrow(m)}; convention ${m.convention}, ${m.channel}, version ${m.version}` })),
       rows.map(name => ({ name, baseline: baseline[name], cells: D.metrics.map(m => {
         const s = set.summary[name][m.metric], value = number(s.mean), test = set.tests[name] && set.tests[name][m.metric];
         undefinedCount += s.undefined;
+        infiniteCount += s.infinite;
         const different = test && number(test.adjusted) < 0.05;
         return { value, text: text(value) + (different ? "*" : ""), best: value === best[m.metric].best, second: value === best[m.metric].second,
-          detail: (intervals ? `${text(s.low)} to ${text(s.high)}` : "") + (s.undefined ? ` ${s.undefined} undefined` : ""),
+          detail: (intervals ? `${text(s.low)} to ${text(s.high)}` : "") + (s.undefined ? ` ${s.undefined} undefined` : "") + (s.infinite ? ` ${s.infinite} infinite` : ""),
           title: `${name}, ${m.metric}: ${text(value)}, 95 % interval ${text(s.low)} to ${text(s.high)}, ${s.count} images` +
             (test ? `; against ${D.reference}: p = ${text(test.p)}, ${text(test.adjusted)} after Holm` : "") };
       }) })));
     $("scores-note").textContent = `Means over ${set.stems.length} pairs, convention “${D.settings.convention}”. Bold is best, underlined second, ` +
       `* differs from ${D.reference} (paired Wilcoxon, Holm, 5 %).` +
-      (undefinedCount ? ` ${undefinedCount} values are undefined and are in no mean; cells say how many.` : "");
+      (undefinedCount ? ` ${undefinedCount} values are undefined and are in no mean; cells say how many.` : "") +
+      (infiniteCount ? ` ${infiniteCount} values are infinite (images without any error) and are in no mean.` : "");
   }
   select.onchange = $("scores-intervals").onchange = update;
   update();
