@@ -8,6 +8,7 @@ for IVIF_ZOO, torch and torchvision.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -98,6 +99,12 @@ def zoo(options: dict[str, Any]) -> Work:
     """The functions of IVIF_ZOO on one triple, with the types its own script hands them."""
     import torch
 
+    # A torchvision built for CUDA does not import beside a torch without it unless its operators
+    # are declared; the evaluator calls none of them.
+    declared = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):
+            declared.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     code = _module(Path(options["zoo"]) / ZOO)
     images = triple(options["size"], 0)
     f, vi, ir = (torch.tensor(x).float() for x in images)
