@@ -18,13 +18,9 @@ HEAD = "| metric | equation | source | better | definitions: convention [range],
 ARROWS = {"higher": "higher", "lower": "lower", "unclear": "unclear"}
 
 
-def number(x: float) -> str:
-    return f"{x:g}".replace("-", "−")
-
-
 def span(d: Definition) -> str:
-    low = "−∞" if d.low is None else number(d.low)
-    high = "∞" if d.high is None else number(d.high)
+    low = "-∞" if d.low is None else f"{d.low:g}"
+    high = "∞" if d.high is None else f"{d.high:g}"
     return f"[{low}, {high}]" + (f" {d.unit}" if d.unit else "")
 
 

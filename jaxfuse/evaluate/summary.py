@@ -141,6 +141,13 @@ def summary_csv(found: Evaluation) -> str:
     return csv_text(lines)
 
 
+def _place(found: Evaluation, scores: Scores) -> str:
+    """In or out of distribution, where there are sets of both kinds."""
+    if len({each.role for each in found.datasets}) < 2:
+        return ""
+    return "in distribution, " if scores.role == "in" else "out of distribution, "
+
+
 def _ranked_last(said: Summary) -> str:
     named = [f"{metric} of {', '.join(rows)}" for metric, rows in said.ranked_last.items()]
     return f"; last, because undefined: {'; '.join(named)}" if named else ""
@@ -163,7 +170,7 @@ def text_tables(found: Evaluation) -> list[Any]:
     for scores in found.datasets:
         of_set = said[scores.name]
         table = Table(
-            title=f"{scores.name}: {len(scores.stems)} pairs, {scores.role} of distribution, "
+            title=f"{scores.name}: {len(scores.stems)} pairs, {_place(found, scores)}"
             f"convention {found.settings.get('convention')}",
             title_justify="left",
             caption=f"* differs from {found.reference}: paired Wilcoxon, Holm, 5 %. "

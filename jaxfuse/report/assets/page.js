@@ -49,6 +49,9 @@ function contents() {
   }
 }
 
+/* In or out of distribution, where there are sets of both kinds. */
+const place = set => new Set(D.datasets.map(d => d.role)).size < 2 ? "" : set.role === "in" ? ", in distribution" : ", out of distribution";
+
 /* Ranking. */
 function ranking() {
   if (!D.datasets.length) return;
@@ -68,7 +71,7 @@ function ranking() {
       bar.style.width = share + "%";
       bars.append(make("span", { text: name }), make("div", {}, bar), make("span", { text: set.ranks[name].toFixed(2) }));
     }
-    $("ranking-body").append(make("h3", { text: `${set.name}: ${set.stems.length} pairs, ${set.role} of distribution` }), bars);
+    $("ranking-body").append(make("h3", { text: `${set.name}: ${set.stems.length} pairs` + place(set) }), bars);
     const last = Object.entries(set.ranked_last).map(([metric, names]) => `${metric}: ${names.join(", ")}`);
     if (last.length) $("ranking-body").append(make("p", { class: "note", text: `Ranked last because undefined: ${last.join("; ")}.` }));
   }
