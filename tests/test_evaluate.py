@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxfuse import cli, metrics
+from jaxfuse.cli import words
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
 from jaxfuse.evaluate import plan, results, score, summary
@@ -111,8 +114,16 @@ def test_the_baselines_are_what_they_say(found: Any) -> None:
 
 
 def test_files_hold_everything(found: Any, tmp_path: Path) -> None:
-    written = results.save(found, tmp_path / "new" / "out", summary.summary_csv(found))
-    assert [path.name for path in written] == ["evaluation.json", "scores.csv", "summary.csv"]
+    written = results.save(
+        found, tmp_path / "new" / "out", summary.files(found, summary.summarise(found))
+    )
+    assert [path.name for path in written] == [
+        "evaluation.json",
+        "scores.csv",
+        "summary.csv",
+        "summary.json",
+        "table.md",
+    ]
     again = results.load(tmp_path / "new" / "out")
     assert again.metrics == found.metrics and again.methods == found.methods
     for before, after in zip(found.datasets, again.datasets, strict=True):
@@ -178,7 +189,7 @@ def test_undefined_values_are_counted_not_averaged(
         metrics=NAMES,
     )
     found = score.run(asked, tmp_path / "out")
-    assert found.undefined == [("set", "flat", "CC", 1)]
+    assert found.undefined == [("set", "flat", "CC", 1, "b")]
     cell = summary.summarise(found)["set"].cells["flat"]["CC"]
     assert (cell["count"], cell["undefined"]) == (5, 1) and math.isfinite(cell["mean"])
     text = results.to_json(found)
@@ -188,15 +199,24 @@ def test_undefined_values_are_counted_not_averaged(
 def test_weights_fuse_the_pairs_first(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str) -> Any:
-        assert name == "net"
-        return lambda visible, infrared: 0.7 * visible + 0.3 * infrared
+    made: list[int] = []
 
+    def load(name: str) -> Any:
+        assert name == str(net)
+
+        def fuse(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
+            made.append(1)
+            return 0.7 * visible + 0.3 * infrared
+
+        return fuse
+
+    net = tmp_path / "net.safetensors"
+    net.write_bytes(b"first")
     monkeypatch.setattr(score.predict, "load", load)
     folder = write_fused(pairs, tmp_path / "fused", 0.7)
     asked = Plan(
         (Dataset("set", "in", str(pairs)),),
-        (Contender("files", str(folder)), Contender("net", weights="net")),
+        (Contender("files", str(folder)), Contender("net", weights=str(net))),
         convention="cddfuse",
         metrics=NAMES,
     )
@@ -207,7 +227,19 @@ def test_weights_fuse_the_pairs_first(
     for name in NAMES:
         np.testing.assert_array_equal(values["files"][name], values["net"][name])
     assert found.datasets[0].files["net"][0] == "pictures/set/net/a.png"
-    assert (tmp_path / "out" / "pictures" / "set" / "net" / "f.png").exists()
+    picture = tmp_path / "out" / "pictures" / "set" / "net" / "f.png"
+    assert picture.exists() and len(made) == 6
+    # The same weights and pairs: the pictures stay. One pair changed, then the weights.
+    score.run(asked, tmp_path / "out")
+    assert len(made) == 6
+    later = picture.stat().st_mtime_ns + 10**9
+    os.utime(pairs / "vi" / "f.png", ns=(later, later))
+    score.run(asked, tmp_path / "out")
+    assert len(made) == 7
+    os.utime(pairs / "vi" / "f.png", ns=(1, 1))
+    net.write_bytes(b"second")
+    score.run(asked, tmp_path / "out")
+    assert len(made) == 13
 
 
 def break_size(folder: Path) -> None:
@@ -250,13 +282,20 @@ ONE = (Dataset("set", "in", "pairs"),)
     [
         (lambda: Plan(()), "nothing to evaluate on"),
         (lambda: Plan(ONE * 2), "dataset 'set' is there twice"),
-        (lambda: Plan(ONE, (Contender("average", "x"),)), "method 'average' is there twice"),
+        (
+            lambda: Plan(ONE, (Contender("average", "x"),)),
+            "method 'average': the baseline is called so",
+        ),
         (lambda: Plan(ONE, (Contender("a/b", "x"),)), "method name 'a/b'"),
         (lambda: Plan(ONE, (Contender("m"),)), "method 'm': give either fused or weights"),
         (lambda: Plan(ONE, (Contender("m", "x", "y"),)), "give either fused or weights"),
         (lambda: Plan(ONE, convention="mine"), "convention 'mine': choose one of jaxfuse, cddfuse"),
         (lambda: Plan(ONE, convention="cddfuse", metrics=("Qcb",)), "'Qcb' is not defined by"),
-        (lambda: Plan(ONE, reference="m"), "reference 'm' is not a method: choose one of visible"),
+        (
+            lambda: Plan(ONE, reference="m").check_reference(),
+            "reference 'm' is not a method: choose one of visible",
+        ),
+        (lambda: Plan((Dataset(" "),)), "dataset name ' '"),
     ],
 )
 def test_impossible_plans_are_refused(make: Any, words: str) -> None:
@@ -318,7 +357,97 @@ def test_a_wrong_protocol_file_is_named(old: str, new: str, words: str, tmp_path
     path = tmp_path / "protocol.toml"
     path.write_text(PROTOCOL.replace(old, new), encoding="utf8")
     with pytest.raises(PlanError, match=words):
-        plan.read_protocol(path)
+        plan.from_words(str(path), Dataset(""), [], [])
+
+
+def test_a_protocol_may_compare_with_a_method_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "protocol.toml"
+    path.write_text(PROTOCOL.replace('reference = "ours"', 'reference = "x"'), encoding="utf8")
+    assert plan.from_words(str(path), Dataset(""), ["x=y"], []).compared_to == "x"
+    with pytest.raises(PlanError, match="leave out --root, --ir, --vi and --split"):
+        plan.from_words(str(path), Dataset("", split="s.txt"), ["x=y"], [])
+
+
+def test_options_given_twice_add_up() -> None:
+    given = ["--fused", "a", "b", "--out", "o", "--fused=c", "--metrics", "EN", "--report"]
+    assert words.gather(("--fused", "--metrics"), given) == [
+        "--out",
+        "o",
+        "--report",
+        "--fused",
+        "a",
+        "b",
+        "c",
+        "--metrics",
+        "EN",
+    ]
+
+
+def test_metrics_that_no_image_is_large_enough_for_are_undefined(
+    pairs: Path, tmp_path: Path
+) -> None:
+    asked = Plan((Dataset("set", "in", str(pairs)),), convention="zoo", metrics=("MS_SSIM",))
+    found = score.run(asked, tmp_path / "out")
+    assert np.isnan(found.datasets[0].values["average"]["MS_SSIM"]).all()
+    said = summary.summarise(found)
+    assert json.loads(summary.files(found, said)["summary.json"])["drop"] is None
+
+
+def test_damage_in_the_last_file_is_found_before_anything_is_computed(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_fused(pairs, tmp_path / "fused", 0.5)
+    whole = (folder / "f.png").read_bytes()
+    (folder / "f.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(score.metrics, "score", None)
+    asked = Plan((Dataset("set", "in", str(pairs)),), (Contender("m", str(folder)),))
+    with pytest.raises(FileError, match=r"f\.png"):
+        score.run(asked, tmp_path / "out")
+
+
+def test_pictures_with_hardly_any_levels_are_remarked_on(pairs: Path, tmp_path: Path) -> None:
+    folder = write_fused(pairs, tmp_path / "fused", 0.5)
+    images.write(folder / "c.png", np.full((*SIZE, 3), 1 / 255, np.float32))
+    asked = Plan(
+        (Dataset("set", "in", str(pairs)),), (Contender("m", str(folder)),), metrics=("EN",)
+    )
+    (remark,) = score.run(asked, tmp_path / "out").settings["remarks"]
+    assert "c.png: levels 1 to 1 of 255" in remark
+
+
+def test_results_are_replaced_on_request_only(tmp_path: Path) -> None:
+    results.make_room(tmp_path / "new", False)
+    stale = tmp_path / "new" / "report.html"
+    stale.write_text("old", encoding="utf8")
+    with pytest.raises(FileError, match=r"report\.html: is there already: .*--overwrite"):
+        results.make_room(tmp_path / "new", False)
+    results.make_room(tmp_path / "new", True)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda tree: tree["datasets"][0]["values"].pop("mine"), "mine"),
+        (lambda tree: tree["datasets"][0]["values"]["mine"]["EN"].pop(), "5 values of EN"),
+        (lambda tree: tree.update(reference="who"), "reference who"),
+    ],
+)
+def test_incomplete_results_are_refused(
+    found: Any, damage: Any, words: str, tmp_path: Path
+) -> None:
+    tree = json.loads(results.to_json(found))
+    damage(tree)
+    (tmp_path / "evaluation.json").write_text(json.dumps(tree), encoding="utf8")
+    with pytest.raises(results.ResultsError, match=words):
+        results.load(tmp_path)
+
+
+def test_too_few_pairs_are_said_to_be(found: Any) -> None:
+    few = dataclasses.replace(found.datasets[0], stems=("a", "b", "c", "d", "e", "f"))
+    assert "6 pairs cannot show a difference" in summary.significance(found, few)
+    many = dataclasses.replace(few, stems=tuple("abcdefghij"))
+    assert summary.significance(found, many).startswith("* differs from mine")
 
 
 def test_the_command_scores_and_prints(
@@ -331,7 +460,7 @@ def test_the_command_scores_and_prints(
     from jaxfuse import distributed
 
     monkeypatch.setattr(distributed, "compilation_cache", lambda: tmp_path)
-    words = [
+    given = [
         "evaluate",
         "--root",
         str(pairs),
@@ -344,15 +473,19 @@ def test_the_command_scores_and_prints(
         "--metrics",
         *NAMES,
     ]
-    assert cli.main([*words, "--report"]) == 0
+    assert cli.main([*given, "--report"]) == 0
     out = capsys.readouterr().out
     assert "MSE ↓" in out and "mine" in out and "maximum" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json",
         "scores.csv",
         "summary.csv",
+        "summary.json",
+        "table.md",
         "report.html",
     }
+    assert cli.main(given) == 1
+    assert "is there already" in capsys.readouterr().err
     assert cli.main(["evaluate", "--out", str(tmp_path / "x")]) == 1
     assert "no pairs: give --root DIR" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -294,8 +294,9 @@ def test_gray_stays_gray_and_our_luma_is_not_rounded() -> None:
 @pytest.mark.parametrize(
     ("image", "convention", "told"),
     [
-        (np.zeros((4, 4, 3), np.uint8), "vifb_color", "use one of"),
-        (np.zeros((4, 4), np.uint8), "zoo", "last axis"),
+        (np.zeros((4, 4, 3), np.uint8), "vifb_color", "give metrics.score the colour images"),
+        (np.zeros((4, 4, 3), np.uint8), "mine", "use one of"),
+        (np.zeros((4,), np.uint8), "zoo", "last axis"),
         (np.zeros((4, 4, 2), np.uint8), "zoo", "last axis"),
         (np.zeros((4, 4, 3), np.int16), "zoo", "dtype int16"),
         (np.full((4, 4, 3), 300.0), "zoo", "outside 0..255"),

@@ -275,7 +275,7 @@ def test_a_metric_is_what_its_formula_says(name: str) -> None:
 
 
 def test_every_metric_has_an_oracle_or_a_golden_value() -> None:
-    """VIF and MS_SSIM need larger images; Nabf is the evaluator's."""
+    """VIF and MS_SSIM need larger images and have tests of their own; Nabf is the evaluator's."""
     assert set(metrics.METRICS) - set(ORACLES) == {"VIF", "MS_SSIM", "Nabf"}
     definitions = metrics.METRICS["Nabf"].definitions
     assert definitions["jaxfuse"].compute is definitions["zoo"].compute
@@ -295,3 +295,45 @@ def test_ssim_of_crossfuse_in_float64() -> None:
     batch = (x[None] for x in triple())
     found = metrics.score(*batch, convention="crossfuse", names=["SSIM"], dtype="float64")
     assert float(found["SSIM"][0]) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_multi_scale_ssim_is_what_its_formula_says() -> None:
+    """Wang et al., 2003: contrast-structure at five scales, luminance at the last; mean of both."""
+    from scipy.signal import convolve2d
+
+    x = np.arange(11) - 5.0
+    line = np.exp(-0.5 * (x / 1.5) ** 2)
+    window = np.outer(line, line) / line.sum() ** 2
+    exponents = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    rng = np.random.default_rng(5)
+    base = rng.random((181, 195)).cumsum(0).cumsum(1)
+    base = 255 * (base - base.min()) / np.ptp(base)
+    images = [np.rint(np.clip(base + rng.normal(0, s, base.shape), 0, 255)) for s in (5, 20, 30)]
+
+    def local(a: np.ndarray) -> np.ndarray:
+        return convolve2d(a, window, mode="valid")
+
+    def halved(a: np.ndarray) -> np.ndarray:
+        h, w = (n - n % 2 for n in a.shape)
+        return a[:h, :w].reshape(h // 2, 2, w // 2, 2).mean((1, 3))
+
+    def one(a: np.ndarray, b: np.ndarray) -> float:
+        product = 1.0
+        for scale, exponent in enumerate(exponents):
+            if scale:
+                a, b = halved(a), halved(b)
+            ma, mb = local(a), local(b)
+            va, vb, c = local(a * a) - ma**2, local(b * b) - mb**2, local(a * b) - ma * mb
+            similar = (2 * c + 58.5225) / (va + vb + 58.5225)
+            if scale == 4:
+                similar = similar * (2 * ma * mb + 6.5025) / (ma**2 + mb**2 + 6.5025)
+            product *= max(similar.mean(), 0.0) ** exponent
+        return product
+
+    fused, visible, infrared = images
+    wanted = (one(visible, fused) + one(infrared, fused)) / 2
+    found = metrics.score(*(image[None] for image in images), names=("MS_SSIM",), dtype="float64")[
+        "MS_SSIM"
+    ]
+    assert float(found[0]) == pytest.approx(wanted, rel=1e-9)
+    assert 0.3 < wanted < 0.99

@@ -15,7 +15,7 @@ import pytest
 from jaxfuse import config
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
-from jaxfuse.evaluate import results, summary
+from jaxfuse.evaluate import results
 from jaxfuse.evaluate.plan import BASELINES
 from jaxfuse.evaluate.results import Evaluation, MethodRow, MetricRow, ResultsError, Scores
 from jaxfuse.report import page, thumbnails
@@ -76,7 +76,7 @@ def evaluation(
         {"convention": "zoo", "dtype": "float32"},
         "2030-01-02T03:04:05+00:00",
     )
-    results.save(found, folder, summary.summary_csv(found))
+    results.save(found, folder, {})
     return found
 
 
@@ -168,12 +168,17 @@ def test_what_cannot_be_reported_is_said(make: Any, kind: type, words: str, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_picture_that_is_gone_is_left_out_and_a_damaged_one_named(tmp_path: Path) -> None:
     evaluation(tmp_path, 2, (24, 32), ("only",))
-    (tmp_path / "only" / "ours" / "0001.png").unlink()
+    file = tmp_path / "only" / "ours" / "0001.png"
+    file.unlink()
+    data = embedded(page.write(tmp_path / "r.html", tmp_path), "data")
+    assert data["datasets"][0]["pictures"]["ours"][1] == -1
+    assert "1 pictures are gone" in data["sets_note"] and "0001.png" in data["sets_note"]
+    file.write_bytes(b"no picture")
     with pytest.raises(FileError, match=r"0001\.png: "):
-        page.write(tmp_path / "r.html", tmp_path)
-    assert not (tmp_path / "r.html").exists()
+        page.write(tmp_path / "s.html", tmp_path)
+    assert not (tmp_path / "s.html").exists()
 
 
 # In a browser
@@ -238,7 +243,7 @@ def opened(browser: Any, written: Path) -> Iterator[Any]:
 
 def names(browser: Any, table: str) -> list[str]:
     return browser.execute_script(
-        f"return [...document.querySelectorAll('#{table} tbody td:first-child')]"
+        f"return [...document.querySelectorAll('#{table} tbody th[scope=row]')]"
         ".map(td => td.textContent)"
     )
 
@@ -389,7 +394,7 @@ def test_four_hundred_pairs_are_small_and_quick(tmp_path: Path) -> None:
     )
     import dataclasses
 
-    results.save(dataclasses.replace(found, datasets=(many,)), tmp_path, "")
+    results.save(dataclasses.replace(found, datasets=(many,)), tmp_path, {})
     path = page.write(tmp_path / "report.html", tmp_path)
     assert path.stat().st_size < 30e6
     browser = start_browser(1200, 900)

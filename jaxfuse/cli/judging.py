@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxfuse.cli.words import DONE, parse, progress
+from jaxfuse.cli.words import DONE, gather, parse, progress
+
+REMARKS = 5
+"""Pictures named before the rest is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,14 @@ class EvaluateArguments:
     """Arithmetic of the metrics (default: float32)."""
     report: bool = False
     """Write report.html too."""
+    overwrite: bool = False
+    """Replace the results that OUT holds; pictures whose weights and pairs are the same stay."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Score fused pictures by every metric the field uses."""
-    given = parse(EvaluateArguments, arguments, "evaluate")
+    several = gather(("--fused", "--weights", "--metrics"), arguments)
+    given = parse(EvaluateArguments, several, "evaluate")
     from jaxfuse import distributed
 
     distributed.compilation_cache()
@@ -65,13 +71,22 @@ def evaluate(arguments: Sequence[str]) -> int:
         reference=given.reference,
         dtype=given.dtype,
     )
+    results.make_room(given.out, given.overwrite)
     found = score.run(asked, given.out, progress("scoring"))
-    files = results.save(found, given.out, summary.summary_csv(found))
+    said = summary.summarise(found)
+    files = results.save(found, given.out, summary.files(found, said))
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in summary.text_tables(found):
+    for table in summary.text_tables(found, said):
         console.print(table)
-    for dataset, method, metric, count in found.undefined:
-        print(f"{dataset}: {metric} of {method}: undefined for {count} images", file=sys.stderr)
+    for remark in found.settings["remarks"][:REMARKS]:
+        print(remark, file=sys.stderr)
+    if (more := len(found.settings["remarks"]) - REMARKS) > 0:
+        print(f"and {more} more such pictures (evaluation.json)", file=sys.stderr)
+    for dataset, method, metric, count, first in found.undefined:
+        print(
+            f"{dataset}: {metric} of {method}: undefined for {count} images, first {first}",
+            file=sys.stderr,
+        )
     if given.report:
         from jaxfuse.report import page
 

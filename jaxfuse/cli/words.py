@@ -32,6 +32,29 @@ def take(option: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
     return "", rest
 
 
+def gather(options: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments with each option's values together: `--x a --x b` becomes `--x a b`.
+
+    A parser that takes several values after one option would keep the last `--x` only.
+    """
+    values: dict[str, list[str]] = {}
+    rest: list[str] = []
+    taking = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in options:
+            taking = name
+            values.setdefault(name, []).extend([value] if equals else [])
+        elif taking and not argument.startswith("--"):
+            values[taking].append(argument)
+        else:
+            taking = ""
+            rest.append(argument)
+    for name, found in values.items():
+        rest += [name, *found]
+    return rest
+
+
 def parse(kind: Any, arguments: Sequence[str], name: str, **more: Any) -> Any:
     """tyro's reading of the arguments; what a config itself finds wrong is raised as it is."""
     words = io.StringIO()

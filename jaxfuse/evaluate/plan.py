@@ -71,17 +71,18 @@ class Plan:
         rows = [*BASELINES, *(m.name for m in self.methods)]
         for kind, given in (("dataset", names), ("method", rows)):
             for name in given:
-                if not name or name in (".", "..") or set(name) & set('/\\:*?"<>|'):
-                    raise PlanError(f"{kind} name {name!r}: it names a folder, use plain letters")
+                if not name.strip() or name in (".", "..") or set(name) & set('/\\:*?"<>|\r\n\t'):
+                    raise PlanError(
+                        f"{kind} name {name!r}: it names a folder: write NAME=PLACE, or name = in "
+                        "a protocol, with plain letters"
+                    )
+                if kind == "method" and name in BASELINES and given.count(name) > 1:
+                    raise PlanError(f"method {name!r}: the baseline is called so: rename yours")
                 if given.count(name) > 1:
                     raise PlanError(f"{kind} {name!r} is there twice: give each its own name")
         for method in self.methods:
             if bool(method.fused) == bool(method.weights):
                 raise PlanError(f"method {method.name!r}: give either fused or weights")
-        if self.reference and self.reference not in rows:
-            raise PlanError(
-                f"reference {self.reference!r} is not a method: choose one of {', '.join(rows)}"
-            )
         if self.convention not in metrics.CONVENTIONS:
             raise PlanError(
                 f"convention {self.convention!r}: choose one of {', '.join(metrics.CONVENTIONS)}"
@@ -93,6 +94,14 @@ class Plan:
                     f"metric {name!r} is not defined by convention {self.convention!r}: choose "
                     f"among {', '.join(defined)}"
                 )
+
+    def check_reference(self) -> None:
+        """Raises PlanError where the reference is no row; called when all methods are there."""
+        if self.reference and self.reference not in self.rows:
+            raise PlanError(
+                f"reference {self.reference!r} is not a method: choose one of "
+                f"{', '.join(self.rows)}"
+            )
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -121,10 +130,11 @@ def read_protocol(path: str | Path) -> Plan:
         for number, entry in enumerate(_tables(path, tree, kind), start=1):
             _known(path, f"{kind} {number}", entry, fields)
             for name in ("root", "infrared", "visible", "split", "fused"):
-                if entry.get(name):
+                if entry.get(name) and isinstance(entry[name], str):
                     entry[name] = str(path.parent / entry[name])
             given = entry.get("weights", "")
-            if given and (path.parent / given).exists():  # else the name of packaged weights
+            # Else the name of packaged weights.
+            if given and isinstance(given, str) and (path.parent / given).exists():
                 entry["weights"] = str(path.parent / given)
     _known(path, "the file", tree, Plan)
     try:
@@ -147,9 +157,11 @@ def from_words(
     dataset: used where no protocol is given; without a name it is called like its folder. changes:
     fields of `Plan`, taken where they are not empty. Raises PlanError.
     """
-    place = dataset.root or dataset.visible
-    if protocol and place:
-        raise PlanError(f"--protocol {protocol} names the sets: leave out --root, --ir and --vi")
+    place = dataset.root or (str(Path(dataset.visible).parent) if dataset.visible else "")
+    if protocol and dataset != Dataset(""):
+        raise PlanError(
+            f"--protocol {protocol} names the sets: leave out --root, --ir, --vi and --split"
+        )
     if protocol:
         base = read_protocol(protocol)
     elif place:
@@ -161,13 +173,19 @@ def from_words(
     for kind, words in (("fused", fused), ("weights", weights)):
         for word in words:
             name, equals, where = word.partition("=")
-            if not equals:
+            if not equals or "/" in name or Path(word).exists():
                 name, where = Path(word).resolve().name, word
             if not where:
                 raise PlanError(f"--{kind} {word}: write NAME=PLACE, or the place alone")
             methods.append(Contender(name, **{kind: where}))
     given = {name: value for name, value in changes.items() if value}
-    return dataclasses.replace(base, methods=tuple(methods), **given)
+    asked = dataclasses.replace(base, methods=tuple(methods), **given)
+    try:
+        asked.check_reference()
+    except PlanError as error:
+        where = f"{protocol}: " if protocol and not given.get("reference") else ""
+        raise PlanError(f"{where}{error}") from None
+    return asked
 
 
 def _tables(path: Path, tree: dict[str, Any], kind: str) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class Scores:
     """(height, width) of each pair."""
     files: dict[str, tuple[str, ...]]
     """Paths of the pictures by row ("visible", "infrared", methods), seen from the results file
-    where they lie below its folder's parent, else absolute."""
+    where they lie in its folder, else absolute."""
     values: dict[str, dict[str, np.ndarray]]
     """method -> metric -> one value a pair; NaN where the metric is undefined."""
 
@@ -84,10 +84,18 @@ class Evaluation:
     date: str
 
     @property
-    def undefined(self) -> list[tuple[str, str, str, int]]:
-        """(dataset, method, metric, images) wherever a metric is undefined for some image."""
+    def undefined(self) -> list[tuple[str, str, str, int, str]]:
+        """(dataset, method, metric, how many images, the first) wherever a metric is undefined for
+        some image.
+        """
         return [
-            (scores.name, method, metric, int(np.isnan(values).sum()))
+            (
+                scores.name,
+                method,
+                metric,
+                int(np.isnan(values).sum()),
+                scores.stems[int(np.isnan(values).argmax())],
+            )
             for scores in self.datasets
             for method, row in scores.values.items()
             for metric, values in row.items()
@@ -114,7 +122,9 @@ def to_json(evaluation: Evaluation) -> str:
                 "sizes": scores.sizes,
                 "files": scores.files,
                 "values": {
-                    method: {metric: [_plain(x) for x in values] for metric, values in row.items()}
+                    method: {
+                        metric: [plain(float(x)) for x in values] for metric, values in row.items()
+                    }
                     for method, row in scores.values.items()
                 },
             }
@@ -124,11 +134,15 @@ def to_json(evaluation: Evaluation) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
-def _plain(value: float) -> float | str | None:
-    value = float(value)
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+def plain(tree: Any) -> Any:
+    """The same without numbers that JSON has no word for: null, "inf" and "-inf"."""
+    if isinstance(tree, dict):
+        return {key: plain(x) for key, x in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [plain(x) for x in tree]
+    if not isinstance(tree, float) or math.isfinite(tree):
+        return tree
+    return None if math.isnan(tree) else ("inf" if tree > 0 else "-inf")
 
 
 def load(path: str | Path) -> Evaluation:
@@ -150,7 +164,7 @@ def load(path: str | Path) -> Evaluation:
             f"{path}: format {found!r}, this version reads {FORMAT}: run `jaxfuse evaluate` again"
         )
     try:
-        return Evaluation(
+        found = Evaluation(
             metrics=msgspec.convert(tree["metrics"], tuple[MetricRow, ...]),
             methods=msgspec.convert(tree["methods"], tuple[MethodRow, ...]),
             reference=tree["reference"],
@@ -175,10 +189,27 @@ def load(path: str | Path) -> Evaluation:
             settings=tree["settings"],
             date=tree["date"],
         )
+        _check_complete(found)
     except (KeyError, TypeError, ValueError) as error:
         raise ResultsError(
             f"{path}: incomplete ({error!r}): run `jaxfuse evaluate` again"
         ) from None
+    return found
+
+
+def _check_complete(found: Evaluation) -> None:
+    """Raises KeyError or ValueError, in a few words, where values are missing."""
+    rows = [method.name for method in found.methods]
+    if found.reference not in rows:
+        raise ValueError(f"reference {found.reference} is no row")
+    for scores in found.datasets:
+        if len(scores.sizes) != len(scores.stems):
+            raise ValueError(f"{scores.name}: {len(scores.sizes)} sizes")
+        for row in rows:
+            for about in found.metrics:
+                count = len(scores.values[row][about.metric])
+                if count != len(scores.stems):
+                    raise ValueError(f"{scores.name}: {row} has {count} values of {about.metric}")
 
 
 def long_csv(evaluation: Evaluation) -> str:
@@ -209,18 +240,36 @@ def long_csv(evaluation: Evaluation) -> str:
     return csv_text(lines)
 
 
-def save(found: Evaluation, out: str | Path, summary: str) -> list[Path]:
-    """Writes evaluation.json (all there is), scores.csv and summary.csv; returns their paths."""
+def save(found: Evaluation, out: str | Path, more: dict[str, str]) -> list[Path]:
+    """Writes evaluation.json and scores.csv, every value of every image, and the files of `more`,
+    name -> text; returns their paths.
+    """
     out = Path(out)
-    files = {
-        "evaluation.json": to_json(found),
-        "scores.csv": long_csv(found),
-        "summary.csv": summary,
-    }
+    files = {"evaluation.json": to_json(found), "scores.csv": long_csv(found), **more}
     make_folder(out)
     for name, text in files.items():
         write_bytes(out / name, text.encode("utf8"))
     return [out / name for name in files]
+
+
+WRITTEN = ("evaluation.json", "scores.csv", "summary.csv", "summary.json", "table.md")
+WRITTEN += ("report.html",)
+"""What an evaluation may have left in its folder."""
+
+
+def make_room(out: str | Path, overwrite: bool) -> None:
+    """Makes the folder, without results in it. Raises FileError where it holds some and may not be
+    overwritten.
+    """
+    out = Path(out)
+    make_folder(out)
+    there = [out / name for name in WRITTEN if (out / name).exists()]
+    if there and not overwrite:
+        raise FileError(
+            there[0], "is there already", "name another --out, or add --overwrite to replace it"
+        )
+    for path in there:
+        path.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxfuse import __version__, metrics
+from jaxfuse import __version__, metrics, weights
 from jaxfuse.data import images
+from jaxfuse.data.folders import require_equal_sizes
 from jaxfuse.evaluate.plan import BASELINES, Contender, Opened, Plan, open_datasets
 from jaxfuse.evaluate.results import Evaluation, MethodRow, MetricRow, Scores, make_folder
 from jaxfuse.infer import predict
@@ -22,10 +24,13 @@ from jaxfuse.infer import predict
 SOURCES = {
     "visible": "the visible image alone",
     "infrared": "the infrared image alone",
-    "average": "mean of the two gray images, rounded up at one half",
-    "maximum": "the brighter of the two gray images",
+    "average": "mean of the two images, rounded up at one half",
+    "maximum": "the brighter of the two images, pixel by pixel",
 }
 """What the baselines are."""
+
+LITTLE = 32
+"""Grey levels; a fused picture that spans less has hardly been meant so."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,52 +38,57 @@ Progress = Callable[[int, int, str], None]
 def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evaluation:
     """Scores every method and the baselines on every set.
 
-    out: pictures that weights make go to OUT/pictures/SET/METHOD/STEM.png. progress: called with
-    (done, total, name) after each pair. Every file and size is checked before anything is computed.
-    Raises FileError, WeightsError or PlanError.
+    out: pictures that weights make go to OUT/pictures/SET/METHOD/STEM.png; those that the same
+    weights made of the same pairs before are not made again. progress: called with (done, total,
+    name) after each pair. Every file is read once and every size checked before anything is
+    computed. Pairs of one size are scored together, since what is compiled serves one size. Raises
+    FileError, WeightsError or PlanError.
     """
     out = Path(out)
+    plan.check_reference()
     opened = open_datasets(plan)
+    remarks = check_files(opened)
     make_folder(out)
-    fusers = {m.name: predict.load(m.weights) for m in plan.methods if m.weights}
-    for method in fusers:
-        for each in opened:
-            make_folder(out / "pictures" / each.spec.name / method)
+    fusers = {m.name: Pictures(m.weights, out / "pictures") for m in plan.methods if m.weights}
     chosen = plan.metrics or metrics.names(plan.convention)
     total, done = sum(len(each.pairs) for each in opened), 0
     datasets = []
     for each in opened:
-        values = {row: {name: [] for name in chosen} for row in plan.rows}
-        made: dict[str, list[Path]] = {name: [] for name in fusers}
-        for i, job in enumerate(_read_ahead(each)):
+        count = len(each.pairs)
+        values = {row: {name: np.full(count, np.nan) for name in chosen} for row in plan.rows}
+        made: dict[str, dict[int, Path]] = {name: {} for name in fusers}
+        last: tuple[int, int] | None = None
+        for job in _read_ahead(each):
             fused = dict(job.fused)
-            for name, fuser in fusers.items():
-                target = out / "pictures" / each.spec.name / name / f"{job.stem}.png"
-                images.write(target, fuser(job.visible, job.infrared))
+            for name, maker in fusers.items():
+                made[name][job.number] = maker.make(each, name, job)
                 # As anybody would score it: from the file, rounded to 8 bits.
-                fused[name] = _levels(images.read_visible(target))
-                made[name].append(target)
+                fused[name] = _levels(images.read_visible(made[name][job.number]))
+            if last is not None and last != job.infrared.shape[:2]:
+                metrics.forget()  # programs of another size, a hundred megabytes
+            last = job.infrared.shape[:2]
             found = _score(plan, chosen, job, fused)
             for row, numbers in found.items():
                 for name, value in numbers.items():
-                    values[row][name].append(value)
+                    values[row][name][job.number] = value
             done += 1
             if progress:
-                progress(done, total, f"{each.spec.name}/{each.pairs.stem(i)}")
+                progress(done, total, f"{each.spec.name}/{job.stem}")
+        metrics.forget()
         files = {
             "visible": each.pairs.visible,
             "infrared": each.pairs.infrared,
             **each.pictures,
-            **made,
+            **{name: [paths[i] for i in range(count)] for name, paths in made.items()},
         }
         datasets.append(
             Scores(
                 each.spec.name,
                 each.spec.role,
-                tuple(each.pairs.stem(i) for i in range(len(each.pairs))),
-                tuple(each.pairs.size(i) for i in range(len(each.pairs))),
+                tuple(each.pairs.stem(i) for i in range(count)),
+                tuple(each.pairs.size(i) for i in range(count)),
                 {row: tuple(_seen_from(out, p) for p in paths) for row, paths in files.items()},
-                {row: _arrays(of_row) for row, of_row in values.items()},
+                values,
             )
         )
     return Evaluation(
@@ -90,15 +100,85 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
         reference=plan.compared_to,
         datasets=tuple(datasets),
         versions=_versions(),
-        settings={"convention": plan.convention, "dtype": plan.dtype},
+        settings={
+            "convention": plan.convention,
+            "dtype": plan.dtype,
+            "datasets": [dataclasses.asdict(each.spec) for each in opened],
+            "remarks": remarks,
+            "weights_sha256": {name: maker.digest for name, maker in fusers.items()},
+        },
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def check_files(opened: tuple[Opened, ...]) -> list[str]:
+    """Reads every picture once; returns which fused ones look wrong and why.
+
+    Raises FileError for the first that is damaged, or whose infrared and visible sizes differ:
+    better now than after half an hour of fusing.
+    """
+
+    def check(job: tuple[Opened, int]) -> list[str]:
+        each, i = job
+        infrared, visible = each.pairs.infrared[i], each.pairs.visible[i]
+        sizes = images.read_infrared(infrared).shape[:2], images.read_visible(visible).shape[:2]
+        require_equal_sizes(infrared, sizes[0], visible, sizes[1])
+        found = []
+        for files in each.pictures.values():
+            fused = images.read_visible(files[i])
+            low, high = 255 * float(fused.min()), 255 * float(fused.max())
+            if high - low < LITTLE:
+                found.append(
+                    f"{files[i]}: levels {low:.0f} to {high:.0f} of 255: is it scaled to its bits?"
+                )
+        return found
+
+    jobs = [(each, i) for each in opened for i in range(len(each.pairs))]
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(check, job) for job in jobs]
+        try:
+            return [remark for result in results for remark in result.result()]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class Pictures:
+    """Fuses pairs with weights and keeps the pictures.
+
+    Attributes: digest, sha256 of the weights file.
+    """
+
+    def __init__(self, named: str, folder: Path) -> None:
+        self.fuser = predict.load(named)
+        self.folder = folder
+        file = weights.find(named)
+        self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def make(self, opened: Opened, method: str, job: _Job) -> Path:
+        """The file of the fused picture; made unless the same weights made it of these files."""
+        folder = self.folder / opened.spec.name / method
+        marker = folder / "weights.sha256"
+        mark = f"{self.digest} {__version__}\n"
+        if not marker.exists() or marker.read_text(encoding="utf8") != mark:
+            make_folder(folder)
+            for old in folder.glob("*.png"):
+                old.unlink()
+            images.write_bytes(marker, mark.encode("utf8"))
+        target = folder / f"{job.stem}.png"
+        sources = opened.pairs.visible[job.number], opened.pairs.infrared[job.number]
+        newest = max(path.stat().st_mtime_ns for path in sources)
+        if not target.exists() or target.stat().st_mtime_ns <= newest:
+            images.write(target, self.fuser(job.visible, job.infrared))
+        return target
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """One pair, read."""
 
+    number: int
+    """Of the pair in its set."""
     stem: str
     visible: np.ndarray
     """float32 (h, w, 3) in [0, 1]."""
@@ -109,19 +189,24 @@ class _Job:
 
 
 def _read_ahead(opened: Opened, ahead: int = 2) -> Iterator[_Job]:
-    """The pairs in order; while one is scored the next ones are read."""
+    """The pairs by size, equal sizes in order; while one is scored the next ones are read.
+
+    Labels and boxes that may lie beside the pictures are not read.
+    """
+    pairs = opened.pairs
 
     def read(i: int) -> _Job:
-        pair = opened.pairs[i]
         fused = {
             name: _levels(images.read_visible(files[i])) for name, files in opened.pictures.items()
         }
-        return _Job(pair.stem, pair.visible, pair.infrared, fused)
+        visible, infrared = images.read_visible(pairs.visible[i]), pairs.infrared[i]
+        return _Job(i, pairs.stem(i), visible, images.read_infrared(infrared), fused)
 
+    order = sorted(range(len(pairs)), key=lambda i: (pairs.size(i), i))
     with ThreadPoolExecutor(ahead) as pool:
         waiting: list[Future[_Job]] = []
         try:
-            for i in range(len(opened.pairs)):
+            for i in order:
                 waiting.append(pool.submit(read, i))
                 if len(waiting) > ahead:
                     yield waiting.pop(0).result()
@@ -147,13 +232,16 @@ def _score(
     seen |= baselines(visible, infrared if visible.ndim == 2 else infrared[..., None])
     stack = np.stack([seen[row] for row in plan.rows])
     defined = metrics.names(plan.convention, infrared.shape)
-    found = metrics.score(
-        stack,
-        *(np.broadcast_to(x, (len(stack), *x.shape)) for x in (visible, infrared)),
-        convention=plan.convention,
-        names=tuple(name for name in chosen if name in defined),
-        dtype=plan.dtype,
-    )
+    asked = tuple(name for name in chosen if name in defined)
+    found = {}
+    if asked:
+        found = metrics.score(
+            stack,
+            *(np.broadcast_to(x, (len(stack), *x.shape)) for x in (visible, infrared)),
+            convention=plan.convention,
+            names=asked,
+            dtype=plan.dtype,
+        )
     return {
         row: {
             name: float(found[name][r]) if name in found else float("nan")  # image too small
@@ -178,10 +266,6 @@ def baselines(visible: np.ndarray, infrared: np.ndarray) -> dict[str, np.ndarray
         "average": np.floor((visible + infrared) / 2 + 0.5),
         "maximum": np.maximum(visible, infrared),
     }
-
-
-def _arrays(of_row: dict[str, list[float]]) -> dict[str, np.ndarray]:
-    return {name: np.array(numbers, np.float64) for name, numbers in of_row.items()}
 
 
 def _describe(plan: Plan, chosen: tuple[str, ...]) -> tuple[MetricRow, ...]:
@@ -214,5 +298,5 @@ def _seen_from(out: Path, path: Path) -> str:
 
 
 def _versions() -> dict[str, Any]:
-    names = ("jax", "jaxlib", "numpy")
+    names = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless")
     return {"jaxfuse": __version__, **{name: importlib.metadata.version(name) for name in names}}

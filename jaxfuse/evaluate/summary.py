@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
 import numpy as np
 
 from jaxfuse.evaluate.plan import BASELINES
-from jaxfuse.evaluate.results import Evaluation, Scores, csv_text
+from jaxfuse.evaluate.results import Evaluation, Scores, csv_text, plain
 from jaxfuse.metrics import statistics
 
+LEVEL = 0.05
+"""Of significance."""
 Cell = dict[str, Any]
 """mean, low, high (95 % interval of the mean), count (images with a finite value), undefined,
 infinite (images that have none)."""
@@ -80,6 +83,7 @@ def _cell(values: np.ndarray) -> Cell:
 def drop(found: Evaluation, said: dict[str, Summary]) -> dict[str, Any] | None:
     """How much worse each row is on the sets out of distribution than on those in it, in percent of
     the mean there; a loss is negative, whatever the metric's direction. None without both roles.
+    Several sets in distribution count alike, however many pairs they have.
     """
     inside = [s.name for s in found.datasets if s.role == "in"]
     outside = [s.name for s in found.datasets if s.role == "out"]
@@ -108,12 +112,72 @@ def drop(found: Evaluation, said: dict[str, Summary]) -> dict[str, Any] | None:
     }
 
 
-def summary_csv(found: Evaluation) -> str:
-    """One line for each set, method and metric."""
-    said = summarise(found)
+def files(found: Evaluation, said: dict[str, Summary]) -> dict[str, str]:
+    """summary.csv and summary.json: what the scores say together, name -> text."""
+    tree = {
+        "reference": found.reference,
+        "datasets": {name: dataclasses.asdict(of_set) for name, of_set in said.items()},
+        "drop": drop(found, said),
+    }
+    text = json.dumps(plain(tree), indent=1, allow_nan=False) + "\n"
+    return {
+        "summary.csv": summary_csv(found, said),
+        "summary.json": text,
+        "table.md": markdown(found, said),
+    }
+
+
+def markdown(found: Evaluation, said: dict[str, Summary]) -> str:
+    """A table for a paper, one a set: mean ± half of the 95 % interval, * as on the console."""
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    heads = [f"{about.metric}{arrows.get(about.direction, '')}" for about in found.metrics]
+    lines = []
+    for scores in found.datasets:
+        of_set = said[scores.name]
+        lines += [f"{scores.name}, {len(scores.stems)} pairs; {significance(found, scores)}", ""]
+        lines.append("| " + " | ".join(["method", *heads, "rank"]) + " |")
+        lines.append("|" + "---|" * (len(heads) + 2))
+        for method in found.methods:
+            words = [method.name.replace("|", "\\|")]
+            for about in found.metrics:
+                cell = of_set.cells[method.name][about.metric]
+                test = of_set.tests.get(method.name, {}).get(about.metric)
+                half = (cell["high"] - cell["low"]) / 2
+                word = "undefined" if math.isnan(cell["mean"]) else f"{cell['mean']:.4g}"
+                word += f" ± {half:.2g}" if math.isfinite(half) else ""
+                words.append(word + ("*" if test and test["adjusted"] < LEVEL else ""))
+            lines.append("| " + " | ".join([*words, f"{of_set.ranks[method.name]:.2f}"]) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def significance(found: Evaluation, scores: Scores) -> str:
+    """What a star means, or that these pairs are too few for any."""
+    others = len(found.methods) - 1
+    least = others * 2.0 ** (1 - len(scores.stems))
+    if least >= LEVEL:
+        return (
+            f"{len(scores.stems)} pairs cannot show a difference: their smallest p, after Holm "
+            f"over {others} rows, is {min(least, 1.0):.2g}"
+        )
+    return f"* differs from {found.reference}: paired Wilcoxon, Holm over all other rows, 5 %"
+
+
+def summary_csv(found: Evaluation, said: dict[str, Summary]) -> str:
+    """One line for each set, method and metric; the mean rank is a metric's line of its own, the
+    drop stands beside the means of sets out of distribution.
+    """
+    fall = drop(found, said)
+    change: dict[tuple[str, str, str], float] = {}
+    if fall:
+        wide = 1 + len(fall["outside"])
+        for row in fall["rows"]:
+            for i, metric in enumerate(fall["metrics"]):
+                for j, name in enumerate(fall["outside"], start=1):
+                    change[name, row["name"], metric] = row["cells"][i * wide + j]
     head = ("dataset", "role", "method", "metric", "convention", "channel", "direction", "unit")
     counts = ("count", "undefined", "infinite")
-    more = ("mean", "low", "high", *counts, "p", "p_holm", "reference", "version")
+    more = ("mean", "low", "high", *counts, "p", "p_holm", "reference", "drop_percent", "version")
     lines: list[tuple[Any, ...]] = [(*head, *more)]
     for scores in found.datasets:
         of_set = said[scores.name]
@@ -135,9 +199,15 @@ def summary_csv(found: Evaluation) -> str:
                         test.get("p", ""),
                         test.get("adjusted", ""),
                         found.reference if test else "",
+                        change.get((scores.name, method.name, about.metric), ""),
                         about.version,
                     )
                 )
+        convention = str(found.settings.get("convention", ""))
+        for method in found.methods:
+            place = (scores.name, scores.role, method.name, "mean rank", convention)
+            about_rank = ("", "lower", "", of_set.ranks[method.name], "", "", len(scores.stems))
+            lines.append((*place, *about_rank, *[""] * (len(lines[0]) - 12)))
     return csv_text(lines)
 
 
@@ -153,28 +223,27 @@ def _ranked_last(said: Summary) -> str:
     return f"; last, because undefined: {'; '.join(named)}" if named else ""
 
 
-def text_tables(found: Evaluation) -> list[Any]:
+def text_tables(found: Evaluation, said: dict[str, Summary]) -> list[Any]:
     """Rich tables, metrics down and methods across: one a set, then the drop. The best of a line is
     bold, baselines are dim.
     """
+    from rich.markup import escape
     from rich.table import Table
-
-    said = summarise(found)
 
     def columns(table: Table) -> None:
         for method in found.methods:
             style = "dim" if method.name in BASELINES else None
-            table.add_column(method.name, justify="right", style=style)
+            table.add_column(escape(method.name), justify="right", style=style)
 
     tables = []
     for scores in found.datasets:
         of_set = said[scores.name]
         table = Table(
-            title=f"{scores.name}: {len(scores.stems)} pairs, {_place(found, scores)}"
+            title=f"{escape(scores.name)}: {len(scores.stems)} pairs, {_place(found, scores)}"
             f"convention {found.settings.get('convention')}",
             title_justify="left",
-            caption=f"* differs from {found.reference}: paired Wilcoxon, Holm, 5 %. "
-            f"Rank: mean over {len(of_set.ranked_on)} metrics{_ranked_last(of_set)}.",
+            caption=f"{escape(significance(found, scores))}. "
+            f"Rank: mean over {len(of_set.ranked_on)} metrics{escape(_ranked_last(of_set))}.",
             caption_justify="left",
         )
         table.add_column("metric", no_wrap=True)
@@ -191,9 +260,10 @@ def text_tables(found: Evaluation) -> list[Any]:
             for method, cell in zip(found.methods, cells, strict=True):
                 test = of_set.tests.get(method.name, {}).get(about.metric)
                 word = "undefined" if math.isnan(cell["mean"]) else f"{cell['mean']:.4g}"
-                word += "*" if test and test["adjusted"] < 0.05 else ""
+                word += "*" if test and test["adjusted"] < LEVEL else ""
                 for kind in ("undefined", "infinite"):
-                    word += f" ({cell[kind]} {kind})" if cell[kind] and cell["count"] else ""
+                    alone = cell[kind] == sum(cell[k] for k in ("count", "undefined", "infinite"))
+                    word += f" ({cell[kind]} {kind})" if cell[kind] and not alone else ""
                 words.append(f"[bold not dim]{word}[/]" if cell["mean"] == best else word)
             arrow = {"higher": " ↑", "lower": " ↓"}.get(about.direction, "")
             table.add_row(about.metric + arrow, *words)
@@ -209,7 +279,7 @@ def text_tables(found: Evaluation) -> list[Any]:
             for j, name in enumerate(fall["outside"], start=1):
                 cells = [row["cells"][i * wide + j] for row in fall["rows"]]
                 table.add_row(
-                    f"{metric}, {name}",
+                    f"{metric}, {escape(name)}",
                     *("undefined" if math.isnan(x) else f"{x:+.1f}" for x in cells),
                 )
         tables.append(table)

@@ -4,7 +4,7 @@
 """
 
 from jaxfuse.metrics.gray import to_gray
-from jaxfuse.metrics.scoring import COLOR, VERSION, Row, describe, names, score
+from jaxfuse.metrics.scoring import COLOR, VERSION, Row, describe, forget, names, score
 from jaxfuse.metrics.table import CONVENTIONS, METRICS, Definition, Metric
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Metric",
     "Row",
     "describe",
+    "forget",
     "names",
     "score",
     "to_gray",

@@ -66,14 +66,18 @@ _WAYS = {
 def to_gray(image: Array | np.ndarray, convention: str) -> np.ndarray:
     """Grey levels (..., h, w), float32, 0..255, of a colour or gray image.
 
-    image: uint8, or floats in 0..255; (..., h, w, 3), red first, or (..., h, w, 1). Gray stays as
-    it is. Colours equal gray where R = G = B. `vifb_color` scores colours: it has no gray.
+    image: uint8, or floats in 0..255; (..., h, w, 3), red first, (..., h, w, 1) or (h, w). Gray
+    stays as it is. Colours equal gray where R = G = B. `vifb_color` scores colours: it has no gray.
     """
+    if convention == "vifb_color":
+        raise ValueError("to_gray: vifb_color scores colours: give metrics.score the colour images")
     if convention not in _WAYS:
         raise ValueError(f"to_gray: convention {convention!r}: use one of {', '.join(_WAYS)}")
     if isinstance(image, jax.core.Tracer):
         raise TypeError("to_gray runs on the host: call it before, not inside, a jitted function")
     image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
     if image.ndim < 3 or image.shape[-1] not in (1, 3):
         raise ValueError(
             f"to_gray: image of shape {image.shape}: the last axis must hold 3 colours or 1 gray"

@@ -121,10 +121,10 @@ def _check_images(fused: Any, visible: Any, infrared: Any, convention: str) -> t
     axes = {name: 4 if convention == COLOR and name != "infrared" else 3 for name in given}
     for name, image in given.items():
         shape = tuple(image.shape)
-        if len(shape) == 4 and axes[name] == 3 and shape[-1] in (1, 3):
+        if len(shape) in (3, 4) and axes[name] == 3 and shape[-1] in (1, 3):
             raise ValueError(
                 f"{name}: shape {shape}: {convention} scores gray images (batch, height, width): "
-                "convert with metrics.to_gray"
+                "convert with metrics.to_gray, and put [None] before a single image"
             )
         if len(shape) != axes[name] or 0 in shape or (axes[name] == 4 and shape[-1] != 3):
             form = "(batch, height, width, 3)" if axes[name] == 4 else "(batch, height, width)"
@@ -177,6 +177,11 @@ def _score(
     return {name: METRICS[name].definitions[convention].compute(t) for name in chosen}
 
 
+def forget() -> None:
+    """Drops what has been compiled for other sizes: about a hundred megabytes each."""
+    _score.clear_cache()
+
+
 @contextlib.contextmanager
 def _precision(dtype: DType) -> Iterator[None]:
     if dtype == "float64":
@@ -207,6 +212,9 @@ def score(
     chosen = _chosen(convention, names)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype {dtype!r}: use float32 or float64")
+    fused, visible, infrared = (
+        x if hasattr(x, "shape") else np.asarray(x) for x in (fused, visible, infrared)
+    )
     height, width = _check_images(fused, visible, infrared, convention)
     for name in chosen:
         definition = _definition(name, convention)

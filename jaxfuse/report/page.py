@@ -106,6 +106,7 @@ def _add(data: dict[str, Any], found: Evaluation) -> None:
                 "ranks": of_set.ranks,
                 "ranked_on": of_set.ranked_on,
                 "ranked_last": of_set.ranked_last,
+                "significance": summary.significance(found, scores),
                 "pictures": {},
             }
         )

@@ -35,16 +35,20 @@ class Shown:
 def encode(found: Evaluation, folder: Path, budget: int, first: int = 0) -> Shown:
     """Every picture of the evaluation in at most `budget` characters, as large as that allows.
 
-    folder: what relative paths are seen from. first: number of the first picture. Raises FileError
-    for a picture that is gone.
+    folder: what relative paths are seen from. first: number of the first picture. Pictures that are
+    gone are left out, and the note says how many. Raises FileError for one that is damaged.
     """
-    jobs = [
+    every = [
         (scores.name, row, path, row == "infrared")
         for scores in found.datasets
         for row, path in _files(scores, folder)
     ]
+    there = [number for number, job in enumerate(every) if job[2].exists()]
+    jobs = [every[number] for number in there]
+    gone = [job[2] for job in every if not job[2].exists()]
+    lost = f" {len(gone)} pictures are gone, such as {gone[0]}." if gone else ""
     if not jobs:
-        return Shown([], {scores.name: {} for scores in found.datasets}, "")
+        return Shown([], {scores.name: {} for scores in found.datasets}, lost.strip())
     sample = jobs[:: max(1, len(jobs) // _SAMPLE)]
     with ThreadPoolExecutor(2) as pool:
         # One decoding serves all sizes of a sampled picture.
@@ -61,8 +65,8 @@ def encode(found: Evaluation, folder: Path, budget: int, first: int = 0) -> Show
     else:
         kept = list(range(len(jobs)))
     of: dict[str, dict[str, list[int]]] = {scores.name: {} for scores in found.datasets}
-    chosen = {job: number for number, job in enumerate(kept)}
-    for job, (name, row, _, _) in enumerate(jobs):
+    chosen = {there[job]: number for number, job in enumerate(kept)}
+    for job, (name, row, _, _) in enumerate(every):
         of[name].setdefault(row, []).append(first + chosen[job] if job in chosen else -1)
     largest = max(max(size) for scores in found.datasets for size in scores.sizes)
     side, quality = size
@@ -73,6 +77,7 @@ def encode(found: Evaluation, folder: Path, budget: int, first: int = 0) -> Show
     )
     if len(kept) < len(jobs):
         note += f" Only {len(kept)} of {len(jobs)} pictures are in the page."
+    note += lost
     return Shown([made[i] for i in range(len(made))], of, note)
 
 

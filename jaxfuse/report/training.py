@@ -48,6 +48,9 @@ def read_run(folder: Path) -> Trained:
     experiment = config.load_json(folder / "config.json")
     log = folder / "log.jsonl"
     records = read_log(log) if log.exists() else []
+    for number, record in enumerate(records, start=1):
+        if not {"step", "stage"} <= record.keys():
+            raise RunError(f"{log}: record {number} names no step or stage: remove that line")
     pictures: list[str] = []
     selection = None
     if (folder / "selection.json").exists():

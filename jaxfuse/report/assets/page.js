@@ -91,7 +91,7 @@ function sortable(table, heads, body, first = "Method") {
       return up ? x - y : y - x;
     });
     rowsOf.replaceChildren(...order.map(row => make("tr", { class: row.baseline ? "baseline" : null },
-      make("td", { text: row.name }),
+      make("th", { scope: "row", text: row.name }),
       ...row.cells.map(cell => {
         const td = make("td", { class: cell.best ? "best" : cell.second ? "second" : null, title: cell.title }, cell.text);
         if (cell.detail) td.append(make("small", { text: cell.detail }));
@@ -138,12 +138,11 @@ function scores() {
         infiniteCount += s.infinite;
         const different = test && number(test.adjusted) < 0.05;
         return { value, text: text(value) + (different ? "*" : ""), best: value === best[m.metric].best, second: value === best[m.metric].second,
-          detail: (intervals ? `${text(s.low)} to ${text(s.high)}` : "") + (s.undefined ? ` ${s.undefined} undefined` : "") + (s.infinite ? ` ${s.infinite} infinite` : ""),
+          detail: (intervals && !Number.isNaN(value) ? `${text(s.low)} to ${text(s.high)}` + (test ? `, p ${text(test.adjusted)}` : "") : "") + (s.undefined && !Number.isNaN(value) ? ` ${s.undefined} undefined` : "") + (s.infinite ? ` ${s.infinite} infinite` : ""),
           title: `${name}, ${m.metric}: ${text(value)}, 95 % interval ${text(s.low)} to ${text(s.high)}, ${s.count} images` +
             (test ? `; against ${D.reference}: p = ${text(test.p)}, ${text(test.adjusted)} after Holm` : "") };
       }) })));
-    $("scores-note").textContent = `Means over ${set.stems.length} pairs, convention “${D.settings.convention}”. Bold is best, underlined second, ` +
-      `* differs from ${D.reference} (paired Wilcoxon, Holm, 5 %).` +
+    $("scores-note").textContent = `Means over ${set.stems.length} pairs, convention “${D.settings.convention}”. Bold is best, underlined second; ${set.significance}.` +
       (undefinedCount ? ` ${undefinedCount} values are undefined and are in no mean; cells say how many.` : "") +
       (infiniteCount ? ` ${infiniteCount} values are infinite (images without any error) and are in no mean.` : "");
   }
@@ -175,7 +174,8 @@ function spread() {
     const set = D.datasets.find(d => d.name === $("spread-set").value), metric = $("spread-metric").value;
     const all = rows.map(r => set.values[r][metric].map(number).filter(Number.isFinite));
     const flat = all.flat();
-    $("spread-note").textContent = `${M[metric].title}, ${arrow(M[metric])}. Dots are images; the box holds the middle half, its line the median.`;
+    $("spread-note").textContent = `${M[metric].title}, ${arrow(M[metric])}. Dots are images; the box holds the middle half, its line the median.` +
+      (flat.length < rows.length * set.stems.length ? ` ${rows.length * set.stems.length - flat.length} values are undefined or infinite and not drawn.` : "");
     if (!flat.length) { $("spread-body").replaceChildren(make("p", { text: "No image has a finite value." })); return; }
     let low = Math.min(...flat), high = Math.max(...flat);
     if (low === high) { low -= 0.5; high += 0.5; }
@@ -222,13 +222,6 @@ function picture(index) {
   if (decoded.size > 80) decoded.delete(decoded.keys().next().value);
   return entry;
 }
-const lazy = new IntersectionObserver(entries => {
-  for (const entry of entries) if (entry.isIntersecting) {
-    entry.target.src = "data:image/webp;base64," + P[entry.target.dataset.picture];
-    lazy.unobserve(entry.target);
-  }
-}, { rootMargin: "200px" });
-
 let openPair = () => {};
 function images() {
   const sets = D.datasets.filter(d => Object.keys(d.pictures).length);
@@ -238,7 +231,10 @@ function images() {
   const leftChoice = $("wipe-left"), rightChoice = $("wipe-right"), slider = $("wipe-at"), wipe = $("wipe");
   fill(setChoice, sets.map(d => d.name));
   const VIEWS = ["visible", "infrared", "fused", "fused − visible", "fused − infrared"];
-  fill(leftChoice, VIEWS); fill(rightChoice, VIEWS);
+  const made = rows.filter(r => sets.some(d => d.pictures[r]));
+  for (const choice of [leftChoice, rightChoice]) {
+    fill(choice, [...VIEWS, ...made.map(r => "by " + r)], [...VIEWS, ...made]);
+  }
   leftChoice.value = "visible"; rightChoice.value = "fused";
   let set, view = { scale: 1, x: .5, y: .5 }, loaded = {}, asked = 0;
   const canvases = [];
@@ -281,7 +277,8 @@ function images() {
     }
     right.style.clipPath = `inset(0 0 0 ${slider.value}%)`;
     line.style.left = slider.value + "%";
-    leftTag.textContent = leftChoice.value; rightTag.textContent = rightChoice.value;
+    const called = choice => choice.value.replace("fused", methodChoice.value || "fused").replace("by ", "");
+    leftTag.textContent = called(leftChoice); rightTag.textContent = called(rightChoice);
     $("zoom-level").textContent = Math.round(100 * view.scale) + " %";
   }
   async function load() {
@@ -289,11 +286,15 @@ function images() {
     const [h, w] = set.sizes[i];
     for (const { frame } of canvases) frame.style.aspectRatio = `${w} / ${h}`;
     try {
-      const [visible, infrared, fused] = await Promise.all([pictures.visible[i], pictures.infrared[i], pictures[methodChoice.value][i]].map(picture));
+      const sides = [leftChoice.value, rightChoice.value].filter(name => name.startsWith("by "));
+      const wanted = { visible: "visible", infrared: "infrared", fused: methodChoice.value, ...Object.fromEntries(sides.map(name => [name, name.slice(3)])) };
+      const got = await Promise.all(Object.values(wanted).map(row => picture(pictures[row] && pictures[row][i])));
       if (mine !== asked) return;
-      loaded = { visible, infrared, fused };
+      loaded = Object.fromEntries(Object.keys(wanted).map((name, k) => [name, got[k]]));
     } catch (error) { if (mine === asked) loaded = {}; console.error(error); }
-    const shown = loaded.fused ? `Shown at ${loaded.fused.naturalWidth}×${loaded.fused.naturalHeight}` + (loaded.fused.naturalWidth < w ? `, reduced from ${w}×${h}` : "") + ", lossy compressed." : "";
+    const absent = ["visible", "infrared", ...(methodChoice.value ? ["fused"] : [])].filter(name => !loaded[name]);
+    const lacking = absent.length ? `Not in this page: ${absent.join(", ")}. ` : "";
+    const shown = lacking + (loaded.fused ? `Shown at ${loaded.fused.naturalWidth}×${loaded.fused.naturalHeight}` + (loaded.fused.naturalWidth < w ? `, reduced from ${w}×${h}` : "") + ", lossy compressed." : "");
     $("images-note").textContent = shown + " Differences are shown twice as bright.";
     paint();
     pairTable(i);
@@ -309,6 +310,8 @@ function images() {
     const methods = rows.filter(r => set.pictures[r] && r !== "visible" && r !== "infrared"), before = methodChoice.value;
     fill(methodChoice, methods);
     if (methods.includes(before)) methodChoice.value = before;
+    methodChoice.disabled = !methods.length;
+    if (!methods.length) rightChoice.value = "infrared";
     load();
   }
   function step(by) {
@@ -321,19 +324,25 @@ function images() {
     const scale = Math.min(32, Math.max(1, view.scale * factor));
     view.x += (x - .5) * (1 / view.scale - 1 / scale); view.y += (y - .5) * (1 / view.scale - 1 / scale);
     view.scale = scale;
+    // At full size a finger or a wheel scrolls the page, as everywhere else.
+    for (const { frame } of canvases) frame.classList.toggle("zoomed", scale > 1);
     paint();
   }
   function move(dx, dy) { view.x += dx / view.scale; view.y += dy / view.scale; paint(); }
   setChoice.onchange = chooseSet; pairChoice.onchange = methodChoice.onchange = load;
-  leftChoice.onchange = rightChoice.onchange = slider.oninput = paint;
+  leftChoice.onchange = rightChoice.onchange = load;
+  slider.oninput = paint;
   $("images-previous").onclick = () => step(-1); $("images-next").onclick = () => step(1);
   $("zoom-in").onclick = () => zoom(1.5); $("zoom-out").onclick = () => zoom(1 / 1.5);
-  $("zoom-reset").onclick = () => { view = { scale: 1, x: .5, y: .5 }; paint(); };
+  $("zoom-reset").onclick = () => { view = { scale: 1, x: .5, y: .5 }; zoom(1); };
   for (const frame of new Set(canvases.map(c => c.frame))) {
     const fingers = new Map();
     let apart = 0, wiping = false;
     const where = event => { const box = frame.getBoundingClientRect(); return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]; };
-    frame.addEventListener("wheel", event => { event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...where(event)); }, { passive: false });
+    frame.addEventListener("wheel", event => {
+      if (!event.ctrlKey && view.scale === 1 && document.activeElement !== wipe) return;
+      if (view.scale === 1 && event.deltaY > 0) return;
+      event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...where(event)); }, { passive: false });
     frame.addEventListener("pointerdown", event => {
       frame.setPointerCapture(event.pointerId);
       fingers.set(event.pointerId, where(event));
@@ -356,16 +365,17 @@ function images() {
     frame.addEventListener("pointerup", lift); frame.addEventListener("pointercancel", lift);
   }
   document.addEventListener("keydown", event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const typed = event.getModifierState("AltGraph");  // how many keyboards write brackets
+    if (!typed && (event.ctrlKey || event.metaKey || event.altKey) || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     const keys = { "[": () => step(-1), "]": () => step(1), "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), "0": () => $("zoom-reset").click() };
     if (event.target === wipe) Object.assign(keys, {
       ArrowLeft: () => view.scale > 1 ? move(-.1, 0) : (slider.value = +slider.value - 2, paint()),
       ArrowRight: () => view.scale > 1 ? move(.1, 0) : (slider.value = +slider.value + 2, paint()),
-      ArrowUp: () => move(0, -.1), ArrowDown: () => move(0, .1) });
+      ...(view.scale > 1 ? { ArrowUp: () => move(0, -.1), ArrowDown: () => move(0, .1) } : {}) });
     if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
   });
   new ResizeObserver(paint).observe(wipe);
-  window.addEventListener("beforeprint", paint);
+  window.addEventListener("beforeprint", () => { for (const block of document.querySelectorAll("details")) block.open = true; paint(); });
   openPair = (name, i, method) => {
     if (setChoice.value !== name) { setChoice.value = name; chooseSet(); }
     pairChoice.value = String(i);
@@ -391,8 +401,8 @@ function extremes() {
     const order = set.values[method][metric].map((raw, i) => [number(raw), i]).filter(([v]) => !Number.isNaN(v)).sort((a, b) => better(metric, a[0], b[0]));
     const count = Math.min(6, Math.ceil(order.length / 2));
     const thumbs = list => make("div", { class: "thumbs" }, ...list.map(([v, i]) => {
-      const image = make("img", { alt: "", "data-picture": set.pictures[method] ? set.pictures[method][i] : -1 });
-      if (set.pictures[method]) lazy.observe(image);
+      const at = set.pictures[method] ? set.pictures[method][i] : -1;
+      const image = at >= 0 ? make("img", { alt: "", src: "data:image/webp;base64," + P[at] }) : make("span", { text: "not in this page" });
       return make("button", { type: "button", title: "Show it above", onclick: () => openPair(set.name, i, method) },
         make("span", { class: "frame" }, image), `${set.stems[i]}: ${text(v)}`);
     }));
