@@ -24,6 +24,7 @@ SUBJECTS = {
     "windows": "fusing in strips, by size of window",
     "synthetic": "made-up scenes a second",
     "loader": "batches a second",
+    "metrics": "all metrics of a triple, by convention",
 }
 ON_ACCELERATOR = "fuse", "step", "depthwise"
 
@@ -40,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--reference", type=Path, metavar="DIR", help="checkout of the published PyTorch code"
     )
+    parse.add_argument(
+        "--zoo", type=Path, metavar="DIR", help="checkout of IVIF_ZOO, for the subject metrics"
+    )
     default = machine.ROOT / "bench" / "results"
     parse.add_argument("--out", type=Path, default=default, help="folder for JSON files")
     parse.add_argument("--repeat", type=int, metavar="N", help="runs of each side")
@@ -53,6 +57,7 @@ def command(arguments: argparse.Namespace) -> str:
     """The command to repeat this, without the folders of this machine."""
     words = ["python -m bench", *arguments.names]
     words += ["--reference DIR"] if arguments.reference else []
+    words += ["--zoo DIR"] if arguments.zoo else []
     words += [f"--repeat {arguments.repeat}"] if arguments.repeat else []
     words += ["--tiny"] if arguments.tiny else []
     return " ".join(words)
@@ -93,6 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 arguments.repeat,
                 arguments.tiny,
                 accelerator,
+                arguments.zoo and arguments.zoo.resolve(),
             )
             # One process at a time holds the accelerator, so its speed is measured once.
             rates = run.rates() if accelerator else None

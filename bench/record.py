@@ -56,6 +56,8 @@ class Run:
     repeat: int | None = None
     tiny: bool = False
     accelerator: bool = False
+    zoo: Path | None = None
+    """A checkout of IVIF_ZOO's evaluator."""
 
     @property
     def environment(self) -> dict[str, str]:

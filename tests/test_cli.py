@@ -18,6 +18,7 @@ import pytest
 import jaxfuse
 import tiny_network
 from jaxfuse import cli, config, demo, distributed, experiments, models, weights
+from jaxfuse.cli import words
 from jaxfuse.config import Experiment
 from jaxfuse.data import sources
 from jaxfuse.data.patches import read_grid
@@ -151,7 +152,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, repo: Path, tmp_path: 
     [
         ("train nope", ["no preset named 'nope'", "crossfuse, ", "demo", "run folder"]),
         ("align nope", ["no preset named 'nope'"]),
-        ("fly", ["no command 'fly'", "train, fuse, align"]),
+        ("fly", ["no command 'fly'", "train, fuse, evaluate, report, align"]),
         ("train absent.json", ["absent.json", "not a readable JSON config"]),
         ("train absent.py", ["absent.py: no such file"]),
         ("train demo --run", ["--run: name a folder"]),
@@ -404,10 +405,10 @@ def test_fuse_writes_pictures_and_names_those_it_cannot(tmp_path: Path, capsys) 
 
 
 def test_progress_is_a_line_now_and_then_off_a_terminal(capsys) -> None:
-    report = cli._progress("fusing")
+    report = words.progress("fusing")
     for done in range(1, 4):
         report(done, 3, "a.png")
-    cli._progress("fusing")(1, 1, "a.png")
+    words.progress("fusing")(1, 1, "a.png")
     assert capsys.readouterr().err.splitlines()[-1] == "fusing 3/3 a.png"
 
 

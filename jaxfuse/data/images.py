@@ -313,8 +313,8 @@ def read_labels(path: str | Path) -> np.ndarray:
     return _upright(labels, header.orientation)
 
 
-def _replace(path: Path, blob: bytes) -> None:
-    """Puts `blob` at `path` whole or not at all."""
+def write_bytes(path: Path, blob: bytes) -> None:
+    """Puts `blob` at `path` whole or not at all. Raises FileError where the disk refuses."""
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         try:
@@ -377,4 +377,4 @@ def write(path: str | Path, image: np.ndarray, bits: Literal[8, 16] = 8) -> None
     if not ok:
         found = f"{image.shape[0]} x {image.shape[1]} pixels cannot be stored as {ending}"
         raise FileError(path, found, "write .png or .tif")
-    _replace(path, blob.tobytes())
+    write_bytes(path, blob.tobytes())
