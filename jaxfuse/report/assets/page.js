@@ -138,7 +138,7 @@ function scores() {
         infiniteCount += s.infinite;
         const different = test && number(test.adjusted) < 0.05;
         return { value, text: text(value) + (different ? "*" : ""), best: value === best[m.metric].best, second: value === best[m.metric].second,
-          detail: (intervals && !Number.isNaN(value) ? `${text(s.low)} to ${text(s.high)}` + (test ? `, p ${text(test.adjusted)}` : "") : "") + (s.undefined && !Number.isNaN(value) ? ` ${s.undefined} undefined` : "") + (s.infinite ? ` ${s.infinite} infinite` : ""),
+          detail: (intervals && !Number.isNaN(value) ? `${text(s.low)} to ${text(s.high)}` + (test ? `\np ${text(test.adjusted)}` : "") : "") + (s.undefined && !Number.isNaN(value) ? ` ${s.undefined} undefined` : "") + (s.infinite ? ` ${s.infinite} infinite` : ""),
           title: `${name}, ${m.metric}: ${text(value)}, 95 % interval ${text(s.low)} to ${text(s.high)}, ${s.count} images` +
             (test ? `; against ${D.reference}: p = ${text(test.p)}, ${text(test.adjusted)} after Holm` : "") };
       }) })));
@@ -231,7 +231,7 @@ function images() {
   const leftChoice = $("wipe-left"), rightChoice = $("wipe-right"), slider = $("wipe-at"), wipe = $("wipe");
   fill(setChoice, sets.map(d => d.name));
   const VIEWS = ["visible", "infrared", "fused", "fused − visible", "fused − infrared"];
-  const made = rows.filter(r => sets.some(d => d.pictures[r]));
+  const made = rows.filter(r => !baseline[r] && sets.some(d => d.pictures[r]));
   for (const choice of [leftChoice, rightChoice]) {
     fill(choice, [...VIEWS, ...made.map(r => "by " + r)], [...VIEWS, ...made]);
   }
