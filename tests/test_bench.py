@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,7 +253,7 @@ def test_committed_results_are_whole_and_name_no_folder(repo: Path) -> None:
     for path in sorted((repo / "bench" / "results").glob("*.json")):
         text = path.read_text(encoding="utf8")
         found = record.problems(json.loads(text))
-        found += [f"names {folder}" for folder in ("/home/", "/tmp/", "/root/") if folder in text]
+        found += [f"names {place}" for place in re.findall(r"(?<![\w.>])/\w+/[\w./]*", text)]
         if "-tiny" in path.name:
             found.append("is of a tiny run")
         if "+" in json.loads(text)["versions"]["commit"]:

@@ -173,7 +173,7 @@ def untouched(root, monkeypatch) -> Path:
     return root
 
 
-def refused(message: str, *args, **options) -> None:
+def assert_refused(message: str, *args, **options) -> None:
     with pytest.raises(DataError, match=message) as error:
         fuse_paths(*args, **options)
     assert "\n" not in str(error.value)
@@ -185,9 +185,9 @@ def test_results_that_exist(untouched, fuser):
     for stem in STEMS[1:]:
         (out / f"{stem}.png").write_bytes(b"mine")
     message = r"b\.night\.png: exists already, as 2 of 3 results do: add --overwrite"
-    refused(message, root / "ir", root / "vi", out, fuser)
+    assert_refused(message, root / "ir", root / "vi", out, fuser)
     pair = root / "ir" / "a.png", root / "vi" / "a.png"
-    refused(r"as 1 of 1 results do", *pair, out / "c d.png", fuser)
+    assert_refused(r"as 1 of 1 results do", *pair, out / "c d.png", fuser)
     assert {path.read_bytes() for path in out.iterdir()} == {b"mine"}
 
 
@@ -204,34 +204,40 @@ def test_overwriting_is_asked_for(root, fuser):
 def test_inputs_are_never_replaced(untouched, fuser, folder):
     root = untouched
     message = r"a\.png: is one of the images to fuse: name another place"
-    refused(message, root / "ir", root / "vi", root / folder, fuser, overwrite=True)
+    assert_refused(message, root / "ir", root / "vi", root / folder, fuser, overwrite=True)
     pair = root / "ir" / "a.png", root / "vi" / "a.png"
-    refused(message, *pair, root / folder / "a.png", fuser, overwrite=True)
+    assert_refused(message, *pair, root / folder / "a.png", fuser, overwrite=True)
 
 
 def test_stems_without_a_partner(untouched, fuser):
     root = untouched
     (root / "vi" / "a.png").unlink()
-    refused(r"1 files without a partner: .*ir/a\.png", root / "ir", root / "vi", root / "o", fuser)
+    assert_refused(
+        r"1 files without a partner: .*ir/a\.png", root / "ir", root / "vi", root / "o", fuser
+    )
     assert not (root / "o").exists()
 
 
 def test_places_that_cannot_be(untouched, fuser):
     root = untouched
     pair = root / "ir" / "a.png", root / "vi" / "a.png"
-    refused(r"nowhere: no such file or folder", root / "nowhere", pair[1], root / "o.png", fuser)
-    refused(r"ir: is a folder, but .*a\.png a file", root / "ir", pair[1], root / "o.png", fuser)
-    refused(r"o\.gif: ending '\.gif': use one of \.bmp", *pair, root / "o.gif", fuser)
-    refused(r"o\.jpg: bits = 16: use \.png", *pair, root / "o.jpg", fuser, bits=16)
-    refused(
+    assert_refused(
+        r"nowhere: no such file or folder", root / "nowhere", pair[1], root / "o.png", fuser
+    )
+    assert_refused(
+        r"ir: is a folder, but .*a\.png a file", root / "ir", pair[1], root / "o.png", fuser
+    )
+    assert_refused(r"o\.gif: ending '\.gif': use one of \.bmp", *pair, root / "o.gif", fuser)
+    assert_refused(r"o\.jpg: bits = 16: use \.png", *pair, root / "o.jpg", fuser, bits=16)
+    assert_refused(
         r"a\.webp: bits = 16",
         *(root / n for n in ("ir", "vi", "o")),
         fuser,
         bits=16,
         suffix=".webp",
     )
-    refused(r"a\.png: is a file, but folders", root / "ir", root / "vi", pair[0], fuser)
-    refused(r"a\.png: is a file, but results are to lie", *pair, pair[0] / "o.png", fuser)
+    assert_refused(r"a\.png: is a file, but folders", root / "ir", root / "vi", pair[0], fuser)
+    assert_refused(r"a\.png: is a file, but results are to lie", *pair, pair[0] / "o.png", fuser)
     assert not (root / "o").exists()
 
 

@@ -136,7 +136,7 @@ def node(x: np.ndarray, p: Tree) -> np.ndarray:
     return np.concatenate([z1, z2], axis=-1)
 
 
-def check(layer: Callable, oracle: Callable, *arguments: Any, slopes: bool = True) -> None:
+def assert_agrees(layer: Callable, oracle: Callable, *arguments: Any, slopes: bool = True) -> None:
     """Values, and with `slopes` the derivative along a random direction of each argument."""
     expected = oracle(*double(arguments))
     weights = random(9, *expected.shape)
@@ -169,7 +169,7 @@ def check(layer: Callable, oracle: Callable, *arguments: Any, slopes: bool = Tru
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reflect", [False, True])
 def test_depthwise_by_shifts(size, reflect):
-    check(
+    assert_agrees(
         lambda x, k: layers.depthwise3x3(x, k, SHIFT, reflect),
         lambda x, k: depthwise(x, k, "reflect" if reflect else "constant"),
         random(0, 2, *size, 3),
@@ -179,7 +179,7 @@ def test_depthwise_by_shifts(size, reflect):
 
 @pytest.mark.parametrize("reflect", [False, True])
 def test_depthwise_by_grouped_convolution(reflect):
-    check(
+    assert_agrees(
         lambda x, k: layers.depthwise3x3(x, k, LAX, reflect),
         lambda x, k: depthwise(x, k, "reflect" if reflect else "constant"),
         random(0, 2, 3, 4, 3),
@@ -189,8 +189,8 @@ def test_depthwise_by_grouped_convolution(reflect):
 
 def test_dense_convolutions():
     x, kernel = random(0, 2, 5, 4, 3), random(1, 3, 3, 3, 6)
-    check(layers.conv3x3, conv, x, kernel)
-    check(layers.conv1x1, point, x, kernel[0, 0])
+    assert_agrees(layers.conv3x3, conv, x, kernel)
+    assert_agrees(layers.conv1x1, point, x, kernel[0, 0])
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_the_kernel_gradient_is_the_same_in_bands(shape, dtype, tolerance, monke
 
 
 def test_gram():
-    check(layers.gram, lambda x: np.einsum("bnc,bnd->bcd", x, x), random(0, 2, 7, 5))
+    assert_agrees(layers.gram, lambda x: np.einsum("bnc,bnd->bcd", x, x), random(0, 2, 7, 5))
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 17])
 def test_depthwise_kernel_gradient_of_any_width(width):
     """Columns are added up eight at a time."""
     x, kernel = random(0, 2, 3, width, 4), random(1, 3, 3, 4)
-    check(lambda *a: layers.depthwise3x3(*a), depthwise, x, kernel)
+    assert_agrees(lambda *a: layers.depthwise3x3(*a), depthwise, x, kernel)
 
 
 @pytest.mark.parametrize("wrong", [{"depthwise": "shfit"}, {"remat": "block"}, {"dtype": "float8"}])
@@ -240,19 +240,19 @@ def test_padding(size):
 def test_layer_norm():
     p, bind = module(lambda: layers.LayerNorm(16))
     x = 3.0 + random(0, 2, 3, 4, 16, scale=2.0)
-    check(lambda p, x: bind(p)(x), lambda p, x: layer_norm(x, p), p, x)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: layer_norm(x, p), p, x)
     flat = jnp.full((1, 2, 2, 16), 0.7)
     np.testing.assert_allclose(bind(p)(flat)[0, 0, 0], p["bias"], atol=1e-4)
 
 
 def test_gated_gelu():
     gate, value = random(0, 1, 4, 5, 6, scale=3.0), random(1, 1, 4, 5, 6)
-    check(layers.gated_gelu, lambda a, b: gelu(a) * b, gate, value)
+    assert_agrees(layers.gated_gelu, lambda a, b: gelu(a) * b, gate, value)
 
 
 def test_relu6():
     x = random(0, 1, 4, 5, 6, scale=6.0)
-    check(layers.relu6, lambda x: np.clip(x, 0.0, 6.0), x)
+    assert_agrees(layers.relu6, lambda x: np.clip(x, 0.0, 6.0), x)
     kinks = jnp.array([-1.0, 0.0, 3.0, 6.0, 7.0]).reshape(1, 1, 1, 5)
     slopes = jax.grad(lambda x: layers.relu6(x).sum())(kinks)
     np.testing.assert_array_equal(slopes.ravel(), [0.0, 0.0, 1.0, 0.0, 0.0])
@@ -275,7 +275,7 @@ def test_channel_attention(dense):
         return layer.finish(x, layer.sums(x))
 
     x = random(0, 2, 3, 5, CHANNELS)
-    check(run, lambda p, x: attention(x, p, dense), p, x)
+    assert_agrees(run, lambda p, x: attention(x, p, dense), p, x)
 
 
 def test_attention_of_nothing_is_finite():
@@ -312,26 +312,26 @@ def test_sums_of_windows_add_up():
 def test_gated_feed_forward():
     p, bind = module(lambda: crossfuse.GatedFeedForward(2 * CHANNELS, SHIFT))
     x = random(0, 2, 3, 4, CHANNELS)
-    check(lambda p, x: bind(p)(x), lambda p, x: gated(x, p, 256), p, x)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: gated(x, p, 256), p, x)
 
 
 def test_paired_feed_forward():
     p, bind = module(lambda: crossfuse.PairedFeedForward(SHIFT))
     x = random(0, 2, 3, 4, CHANNELS)
-    check(lambda p, x: bind(p)(x), lambda p, x: gated(x, p, 64), p, x)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: gated(x, p, 64), p, x)
 
 
 @pytest.mark.parametrize("long_scale", [False, True], ids=["restormer", "long-scale"])
 def test_block(long_scale):
     p, bind = module(lambda: crossfuse.Block(long_scale, SHIFT))
     x = random(0, 1, 4, 3, CHANNELS)
-    check(lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=False)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=False)
 
 
 def test_coupling_node():
     p, bind = module(lambda: crossfuse.CouplingNode(SHIFT))
     x = random(0, 2, 3, 4, CHANNELS)
-    check(lambda p, x: bind(p)(x), lambda p, x: node(x, p), p, x)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: node(x, p), p, x)
 
 
 @pytest.mark.parametrize("remat", ["none", "blocks"])
@@ -341,7 +341,7 @@ def test_chain(remat):
         lambda: crossfuse.Chain([crossfuse.CouplingNode(compute) for _ in range(2)], compute)
     )
     x = random(0, 1, 3, 4, CHANNELS)
-    check(lambda p, x: bind(p)(x), lambda p, x: node(node(x, p["at0"]), p["at1"]), p, x)
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: node(node(x, p["at0"]), p["at1"]), p, x)
 
 
 def network(visible: np.ndarray, infrared: np.ndarray, p: Tree) -> dict[str, np.ndarray]:

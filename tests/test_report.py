@@ -17,7 +17,8 @@ from jaxfuse.data import images
 from jaxfuse.data.images import FileError
 from jaxfuse.evaluate import results
 from jaxfuse.evaluate.plan import BASELINES
-from jaxfuse.evaluate.results import Evaluation, MethodRow, MetricRow, ResultsError, Scores
+from jaxfuse.evaluate.results import Evaluation, MethodRow, ResultsError, Scores
+from jaxfuse.metrics import Row
 from jaxfuse.report import page, thumbnails
 from jaxfuse.report.page import ReportError
 from jaxfuse.report.training import RunError
@@ -62,7 +63,7 @@ def evaluation(
         datasets.append(Scores(name, role, stems, (size,) * pairs, files, values))
     found = Evaluation(
         tuple(
-            MetricRow(name, f"{name} in full", "zoo", "Y", direction, "bits", low, high, 1)
+            Row(name, f"{name} in full", "zoo", "Y", direction, "bits", low, high, 1)
             for name, direction, low, high in METRICS
         ),
         (

@@ -17,6 +17,7 @@ import numpy as np
 from jaxfuse import __version__
 from jaxfuse.config import UserError
 from jaxfuse.data.images import FileError, write_bytes
+from jaxfuse.metrics import Row
 
 FORMAT = 1
 """Raised when files of before can no longer be read."""
@@ -24,23 +25,6 @@ FORMAT = 1
 
 class ResultsError(UserError, ValueError):
     """A results file that cannot be read; the message names it and the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MetricRow:
-    """What the numbers of one metric are."""
-
-    metric: str
-    title: str
-    convention: str
-    channel: str
-    direction: str
-    """higher, lower or unclear: which is better."""
-    unit: str
-    low: float | None
-    high: float | None
-    version: int
-    """Of the definition."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +59,7 @@ class Scores:
 class Evaluation:
     """Everything an evaluation found."""
 
-    metrics: tuple[MetricRow, ...]
+    metrics: tuple[Row, ...]
     methods: tuple[MethodRow, ...]
     reference: str
     datasets: tuple[Scores, ...]
@@ -165,7 +149,7 @@ def load(path: str | Path) -> Evaluation:
         )
     try:
         found = Evaluation(
-            metrics=msgspec.convert(tree["metrics"], tuple[MetricRow, ...]),
+            metrics=msgspec.convert(tree["metrics"], tuple[Row, ...]),
             methods=msgspec.convert(tree["methods"], tuple[MethodRow, ...]),
             reference=tree["reference"],
             datasets=tuple(

@@ -18,7 +18,7 @@ from jaxfuse import __version__, metrics, weights
 from jaxfuse.data import images
 from jaxfuse.data.folders import require_equal_sizes
 from jaxfuse.evaluate.plan import BASELINES, Contender, Opened, Plan, open_datasets
-from jaxfuse.evaluate.results import Evaluation, MethodRow, MetricRow, Scores, make_folder
+from jaxfuse.evaluate.results import Evaluation, MethodRow, Scores, make_folder
 from jaxfuse.infer import predict
 
 SOURCES = {
@@ -92,7 +92,7 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
             )
         )
     return Evaluation(
-        metrics=_describe(plan, chosen),
+        metrics=metrics.describe(plan.convention, chosen),
         methods=(
             *(_method_row(method) for method in plan.methods),
             *(MethodRow(name, "baseline", SOURCES[name]) for name in BASELINES),
@@ -235,13 +235,15 @@ def _score(
     asked = tuple(name for name in chosen if name in defined)
     found = {}
     if asked:
-        found = metrics.score(
+        scored = metrics.score(
             stack,
             *(np.broadcast_to(x, (len(stack), *x.shape)) for x in (visible, infrared)),
             convention=plan.convention,
             names=asked,
             dtype=plan.dtype,
         )
+        # One transfer a metric, not one a number.
+        found = {name: np.asarray(value) for name, value in scored.items()}
     return {
         row: {
             name: float(found[name][r]) if name in found else float("nan")  # image too small
@@ -266,23 +268,6 @@ def baselines(visible: np.ndarray, infrared: np.ndarray) -> dict[str, np.ndarray
         "average": np.floor((visible + infrared) / 2 + 0.5),
         "maximum": np.maximum(visible, infrared),
     }
-
-
-def _describe(plan: Plan, chosen: tuple[str, ...]) -> tuple[MetricRow, ...]:
-    return tuple(
-        MetricRow(
-            row.metric,
-            metrics.METRICS[row.metric].title,
-            row.convention,
-            row.channel,
-            row.direction,
-            row.unit,
-            row.low,
-            row.high,
-            row.version,
-        )
-        for row in metrics.describe(plan.convention, chosen)
-    )
 
 
 def _method_row(method: Contender) -> MethodRow:

@@ -54,13 +54,16 @@ class Row:
     """What a number is: goes beside it wherever it is written."""
 
     metric: str
+    title: str
     convention: str
     channel: str
     direction: str
+    """higher, lower or unclear: which is better."""
     unit: str
     low: float | None
     high: float | None
     version: int = VERSION
+    """Of the definition."""
 
 
 def describe(convention: str, chosen: Sequence[str] | None = None) -> tuple[Row, ...]:
@@ -72,6 +75,7 @@ def describe(convention: str, chosen: Sequence[str] | None = None) -> tuple[Row,
         rows.append(
             Row(
                 name,
+                METRICS[name].title,
                 convention,
                 CHANNELS[convention],
                 d.direction or METRICS[name].direction,
