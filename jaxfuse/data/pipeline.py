@@ -251,7 +251,7 @@ class Pipeline:
         """Batches of this process from `start_step` on, without end; `close()` when done.
 
         visible float32 (b, s, s, 3), infrared float32 (b, s, s, 1), both in [0, 1]; index uint32
-        (b,), the global number of each example modulo 2**31. With a pool also pool_visible and
+        (b,), the global number of each example modulo 2**30. With a pool also pool_visible and
         pool_infrared: this process' part of the step's pool_size fresh external patches. Raises
         DataError, naming the stem, on reaching a pair that cannot be read. With config.workers the
         calling script is imported anew in each reading process, so it must guard what it runs by
