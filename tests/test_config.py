@@ -107,6 +107,43 @@ def test_folders_need_one_root_or_two_folders() -> None:
     assert SourceConfig(kind="folders", root="r").root == "r"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"kind": "dataset", "name": "msrs"}, r"source\.root = '': give the folder of the set"),
+        (
+            {"kind": "dataset", "root": "r"},
+            r"source\.name = '': name the set as `jaxfuse data list`",
+        ),
+        ({"kind": "records"}, r"source\.root = '': give the folder of the set"),
+        ({"kind": "records", "root": "r", "name": "msrs"}, r"source\.name = 'msrs': .*'dataset'"),
+        (
+            {"kind": "folders", "root": "r", "label_coding": "rgb"},
+            r"source\.label_coding = 'rgb': is not read while kind is 'folders': set kind to 'data",
+        ),
+        ({"kind": "dataset", "name": "n", "root": "r", "visible": "v"}, r"source\.visible = 'v'"),
+        (
+            {"kind": "synthetic", "infrared_stretch": "minmax"},
+            r"source\.infrared_stretch = 'minmax'.*'folders' or 'dataset' or 'records'",
+        ),
+    ],
+)
+def test_a_set_needs_its_folder_and_fields_of_other_kinds_are_refused(
+    arguments: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{complaint}"):
+        SourceConfig(**arguments)
+
+
+def test_a_set_and_its_records_are_sources() -> None:
+    for source in (
+        SourceConfig(kind="dataset", name="msrs", root="r", split="train", label_coding="rgb"),
+        SourceConfig(kind="records", root="r", split="test_night", infrared_stretch="percentile"),
+    ):
+        data = DataConfig(target=source)
+        assert config.from_dict(config.to_dict(data), DataConfig) == data
+
+
 def test_wrong_type_and_wrong_choice_name_the_field() -> None:
     with pytest.raises(ConfigError, match=r"batch_size"):
         config.from_dict({"train": {"batch_size": "many"}})
@@ -168,7 +205,7 @@ def test_every_lazy_room_is_a_module(repo: Path) -> None:
         assert (here / room / "__init__.py").exists() or (here / f"{room}.py").exists(), room
     for module in set(jaxfuse._NAMES.values()):
         path = repo.joinpath(*module.split("."))
-        assert path.with_suffix(".py").exists(), module
+        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), module
 
 
 def test_a_folder_is_not_ignored_where_the_kind_does_not_read_it() -> None:

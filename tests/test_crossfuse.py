@@ -185,6 +185,7 @@ def run(request, model, batch, params) -> Run:
         step=jnp.asarray(stage.start, jnp.int32),
         params=params,
         opt_state=stage.tx.init(params),
+        memory={},
         key=jax.random.key(0),
         bad_step=jnp.asarray(-1, jnp.int32),
     )
@@ -259,7 +260,7 @@ def check_losses(phase: str, metrics: Metrics, reference: dict[str, np.ndarray])
 def test_losses_of_stage_one(model, params, rebuilt, batch, reference):
     given = dataclasses.replace(model, reconstruct=lambda params, visible, infrared: rebuilt)
     objective = jax.jit(stage_of("phase1", given).objective)
-    loss, metrics = objective(params, batch, jax.random.key(0), jnp.float32(0.0))
+    loss, metrics = objective(params, {}, batch, jax.random.key(0), jnp.float32(0.0))
     check_losses("phase1", {"loss": loss, **metrics}, reference)
 
 

@@ -14,7 +14,6 @@ import math
 import os
 import random
 import resource
-import shutil
 import signal
 import struct
 import subprocess
@@ -31,15 +30,14 @@ from safetensors.numpy import load_file
 
 import tiny_network
 from jaxfuse import cli, config, distributed, models, weights
-from jaxfuse.checkpoint import Checkpoints, abstract_like
 from jaxfuse.config import Experiment
 from jaxfuse.data.pipeline import Pipeline
 from jaxfuse.data.sources import open_source
 from jaxfuse.methods import external
 from jaxfuse.train import loop, setup
 from jaxfuse.train.setup import RunFolderError
-from jaxfuse.train.state import init_state
 from jaxfuse.train.writers import JsonLines, LogError, Terminal
+from run_folders import arrays, assert_equal_runs, records, saved_steps, upto
 
 STEPS, STAGE1 = tiny_network.STEPS, tiny_network.STAGE1
 REPO = Path(__file__).resolve().parent.parent
@@ -58,57 +56,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setitem(models.MODELS, tiny_network.NAME, tiny_network.create)
         loop.run(tiny_network.experiment(train__keep_last=100), folder)
     return folder
-
-
-def upto(reference: Path, step: int, folder: Path) -> Path:
-    """A copy of a run as it was when `step` was its newest checkpoint."""
-    shutil.copytree(reference, folder)
-    for later in saved_steps(folder):
-        if later > step:
-            shutil.rmtree(folder / "checkpoints" / str(later))
-    return folder
-
-
-def arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's newest checkpoint, by name."""
-    experiment = config.load_json(folder / "config.json")
-    data = setup.open_data(experiment)
-    _, method = setup.build(experiment, data.facts)
-    shapes = jax.eval_shape(lambda key: init_state(method, key), jax.random.key(0))
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=100)
-    try:
-        abstract = abstract_like(shapes, distributed.replicated(distributed.data_mesh(1)))
-        state, info, complaints = checkpoints.restore(abstract)
-    finally:
-        checkpoints.close()
-    assert complaints == []
-    assert info["step"] == int(state.step)
-    state = state._replace(key=jax.random.key_data(state.key))
-    found = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf8").splitlines()
-    found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in r.items() if k not in ("time", "steps_per_second")} for r in found]
-
-
-def saved_steps(folder: Path) -> list[int]:
-    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
-
-
-def assert_equal_runs(found: Path, reference: Path) -> None:
-    """Every array of the last checkpoint, the weights and the log, to the last bit."""
-    ours, theirs = arrays(found), arrays(reference)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert ours[name].tobytes() == theirs[name].tobytes(), name
-    assert records(found) == records(reference)
-    weights = [load_file(folder / "weights.safetensors") for folder in (found, reference)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -368,7 +315,7 @@ def test_a_start_that_was_killed_is_started_again(tmp_path: Path) -> None:
             {"data__external__alignment": "offline", "data__external__top_k": 37},
             "data.external.top_k = 37",
         ),
-        ({"model__name": "tinny"}, "model.name = 'tinny': choose one of crossfuse, tiny"),
+        ({"model__name": "tinny"}, "model.name = 'tinny': choose one of crossfuse, lite, tiny"),
         ({"train__batch_size": 12}, "train.batch_size = 12 cannot be split over 8 devices"),
         ({"data__external__keep": 4}, "data.external.keep = 4 cannot be split over 8 devices"),
         ({"data__external__pool": 12}, "data.external.pool = 12 cannot be split over 8 devices"),

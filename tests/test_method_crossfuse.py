@@ -21,6 +21,7 @@ import tiny_network
 from jaxfuse import methods
 from jaxfuse.config import CrossFuseConfig
 from jaxfuse.methods import Facts, Method, base, crossfuse
+from jaxfuse.methods.examples import EXTERNAL_INDEX
 from jaxfuse.models import Compute
 from jaxfuse.shapes import Batch, Metrics, Params
 from jaxfuse.train import steps
@@ -200,7 +201,7 @@ def taken(method, step_of) -> list[Taken]:
         examples, _ = stage.prepare(batch, state.key, None)
         key = jax.random.fold_in(state.key, step)
         progress = jnp.float32((step - stage.start) / stage.steps)
-        gradients, _ = slopes[stage.name](state.params, examples, key, progress)
+        gradients, _ = slopes[stage.name](state.params, {}, examples, key, progress)
         after, metrics = step_of[stage.name](state, batch)
         run.append(Taken(*jax.device_get((state, after, metrics, gradients))))
         state = after
@@ -307,7 +308,9 @@ def test_consistency_follows_the_example_not_its_place(method):
         if index is not None:
             rows["index"] = index
         examples, _ = stage.prepare(rows, jax.random.key(0), None)
-        return float(run(params, examples, jax.random.key(key), jnp.float32(0))[1]["consistency"])
+        return float(
+            run(params, {}, examples, jax.random.key(key), jnp.float32(0))[1]["consistency"]
+        )
 
     value = consistency([0, 1, 2, 3], key=1)
     assert consistency([2, 0, 3, 1], key=1) == pytest.approx(value, rel=1e-6)
@@ -322,7 +325,12 @@ def test_without_self_supervision_no_crop_is_drawn():
     del batch["index"]
     examples = {**batch, "visible": batch["visible"][..., :1]}
     _, metrics = jax.eval_shape(
-        stage.objective, MODEL.init(jax.random.key(0)), examples, jax.random.key(0), jnp.float32(0)
+        stage.objective,
+        MODEL.init(jax.random.key(0)),
+        {},
+        examples,
+        jax.random.key(0),
+        jnp.float32(0),
     )
     assert set(metrics) == {
         "intensity",
@@ -414,7 +422,7 @@ def test_online_alignment_appends_the_closest_patches(online, pooled):
     np.testing.assert_allclose(examples["visible"][..., 0], expected, atol=2e-5)
     infrared = np.concatenate([pooled["infrared"], pooled["pool_infrared"][chosen]])
     np.testing.assert_array_equal(examples["infrared"], infrared)
-    index = np.concatenate([pooled["index"], crossfuse.EXTERNAL_INDEX + chosen])
+    index = np.concatenate([pooled["index"], EXTERNAL_INDEX + chosen])
     np.testing.assert_array_equal(examples["index"], index)
     assert examples["index"].dtype == np.int32
 

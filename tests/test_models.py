@@ -20,8 +20,9 @@ ODD_SIZES = [(1, 1), (1, 5), (33, 47)]
 FAST = {"xla_backend_optimization_level": 0}
 """Compiles in half the time; the arithmetic is the same."""
 
-BFLOAT16 = {"crossfuse": 2e-3}
-"""Largest change of the fused image by computing in bfloat16, fresh parameters; measured: 5e-4."""
+BFLOAT16 = {"crossfuse": 2e-3, "lite": 3e-3}
+"""Largest change of the fused image by computing in bfloat16, fresh parameters; measured: 5e-4
+and 7e-4."""
 
 compiled = functools.partial(jax.jit, compiler_options=FAST)
 

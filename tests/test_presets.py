@@ -23,7 +23,9 @@ from jaxfuse.train.state import init_state
 REPO = Path(__file__).resolve().parent.parent
 GOLDEN = REPO / "tests" / "golden" / "presets"
 NAMES = sorted(path.stem for path in (REPO / "configs").glob("[!_]*.py"))
-REQUIRED = {"crossfuse", "crossfuse_online", "crossfuse_small", "demo"}
+TERMS = {"crossfuse": "decomposition", "ssvif": "ssim", "segmentation": "accuracy"}
+"""A metric of every stage of a method."""
+REQUIRED = {"crossfuse", "crossfuse_online", "crossfuse_small", "demo", "ssvif", "ssvif_small"}
 
 
 def test_the_presets_are_found_by_name_in_a_checkout() -> None:
@@ -84,6 +86,9 @@ def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
         "infrared": images(rows, 1),
         "index": jax.ShapeDtypeStruct((rows,), jnp.uint32),
     }
+    if method.labelled_classes:
+        shape = (rows, data.patch_size, data.patch_size)
+        batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.int32)
     if data.external.kept_online:
         batch |= {
             "pool_visible": images(data.external.pool, 3),
@@ -97,7 +102,7 @@ def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
-        assert {"loss", "grad_norm", "decomposition"} <= metrics.keys()
+        assert {"loss", "grad_norm", TERMS[method.name]} <= metrics.keys()
         assert all(x.dtype == jnp.float32 for n, x in metrics.items() if n != "external/selected")
 
 

@@ -85,7 +85,7 @@ def run_folder(folder: Path) -> Path:
     """What training leaves, as far as the page reads it."""
     folder.mkdir()
     experiment = config.Experiment(name="tried", seed=4)
-    (folder / "run.json").write_text('{"format": 1, "jaxfuse": "0.0.9"}')
+    (folder / "run.json").write_text('{"format": 2, "jaxfuse": "0.0.9"}')
     (folder / "config.json").write_text(config.to_json(experiment))
     with (folder / "log.jsonl").open("w") as log:
         for step in range(10, 1310, 10):

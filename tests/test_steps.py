@@ -252,7 +252,7 @@ def toy_state(weights: np.ndarray, stage: Stage, devices: int) -> TrainState:
     def init() -> TrainState:
         params = {"net": {"w": jnp.asarray(weights, jnp.float32)}}
         state = stage.tx.init(params)
-        return TrainState(jnp.int32(0), params, state, jax.random.key(0), jnp.int32(-1))
+        return TrainState(jnp.int32(0), params, state, {}, jax.random.key(0), jnp.int32(-1))
 
     sharding = distributed.replicated(distributed.data_mesh(devices))
     return jax.jit(init, out_shardings=sharding)()
@@ -279,7 +279,7 @@ def test_a_mean_over_examples_has_its_whole_gradient(
     rng = np.random.default_rng(3)
     x, y, w = rng.normal(size=(16, 5)), rng.normal(size=16), rng.normal(size=5)
 
-    def objective(params, examples, key, progress, axis_name=None):
+    def objective(params, memory, examples, key, progress, axis_name=None):
         errors = examples["x"] @ params["net"]["w"] - examples["y"]
         return jnp.mean(errors**2), {"largest": jnp.max(examples["y"])}
 
@@ -311,7 +311,7 @@ def test_the_decomposition_is_that_of_the_whole_batch(way: str, devices: int) ->
     features["infrared"] += 0.7 * features["visible"]
     w = np.array([0.8, 1.7])
 
-    def objective(params, examples, key, progress, axis_name=None):
+    def objective(params, memory, examples, key, progress, axis_name=None):
         low = examples["visible"], examples["infrared"]
         high = [jnp.tanh(params["net"]["w"][i] * x) for i, x in enumerate(low)]
         return decomposition.decomposition(*low, *high, axis_name)[0], {}
@@ -335,7 +335,7 @@ def test_the_decomposition_is_that_of_the_whole_batch(way: str, devices: int) ->
 
 @pytest.mark.parametrize(("way", "share"), [("jit", 8), ("pmap", 2)])
 def test_accumulate_must_divide_the_examples(way: str, share: int) -> None:
-    def objective(params, examples, key, progress, axis_name=None):
+    def objective(params, memory, examples, key, progress, axis_name=None):
         return jnp.mean(examples["x"]) * params["net"]["w"][0], {}
 
     batch = {"x": np.ones((8, 1), np.float32)}
@@ -351,7 +351,7 @@ def test_rows_that_cannot_be_split_are_refused_by_name(devices) -> None:
     with pytest.raises(ConfigError, match=r"index: 8 rows cannot be split over 3 devices"):
         distributed.to_devices(batch, mesh)
 
-    def objective(params, examples, key, progress, axis_name=None):
+    def objective(params, memory, examples, key, progress, axis_name=None):
         return params["net"]["w"][0], {}
 
     stage = toy_stage(objective)

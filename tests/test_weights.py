@@ -370,8 +370,8 @@ def test_a_state_dict_without_modules(tmp_path):
     [
         ({"format": "jaxfuse-9", "model": NAME}, "has format 'jaxfuse-9', this version reads"),
         (
-            {"format": "jaxfuse-1", "model": "lite"},
-            "a model 'lite' that this version does not have",
+            {"format": "jaxfuse-1", "model": "other"},
+            "a model 'other' that this version does not have",
         ),
     ],
 )

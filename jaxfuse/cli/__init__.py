@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxfuse import __version__
-from jaxfuse.cli import judging, pictures, training
+from jaxfuse.cli import judging, pictures, sets, training
 from jaxfuse.cli.words import BAD_USAGE, DONE, FAILED, usage
 from jaxfuse.config import ConfigError, UserError
 
@@ -18,7 +18,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": judging.evaluate,
     "report": judging.report,
     "align": training.align,
-    "data": pictures.data,
+    "data": sets.data,
     "convert": pictures.convert,
     "demo": training.demo,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ REMARKS = 5
 class EvaluateArguments:
     """Score fused pictures, or weights, beside visible only, infrared only, average and maximum."""
 
+    task: Literal["fusion", "segmentation"] = "fusion"
+    """segmentation: what networks learn from the pictures; `--task segmentation --help` says more.
+    """
     out: Path = Path("evaluation")
     """Folder for evaluation.json, scores.csv, summary.csv and the pictures that weights make."""
     root: str = ""
@@ -50,8 +54,113 @@ class EvaluateArguments:
     """Replace the results that OUT holds; pictures whose weights and pairs are the same stay."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DownstreamArguments:
+    """Judge fusion by what a segmentation network learns from its pictures: one is trained for each
+    method and seed, and for visible only and infrared only, then judged on other pictures."""
+
+    task: Literal["segmentation"] = "segmentation"
+    """This task; without it fused pictures are scored."""
+    out: Path = Path("downstream")
+    """Folder for the results, pictures and runs; given again, what is there is not done again."""
+    root: str = ""
+    """Folder of the labelled pairs to judge on: ir/, vi/ and labels/."""
+    split: str = ""
+    """File with one stem a line: the pairs to judge on."""
+    train_root: str = ""
+    """Folder of the labelled pairs to learn from, where it is another one."""
+    train_split: str = ""
+    """File with one stem a line: the pairs to learn from."""
+    fused: tuple[str, ...] = ()
+    """[NAME=]FOLDER of fused pictures of both parts; {part} in it stands for train or test."""
+    weights: tuple[str, ...] = ()
+    """[NAME=]WEIGHTS to fuse both parts with; {seed} in it stands for the seed."""
+    protocol: str = ""
+    """TOML file that names sets, methods and all else; see docs/guides/downstream.md."""
+    classes: str = ""
+    """How many classes, a class list by name (msrs, mfnet, fmb), or a file with one name a line."""
+    segmenter: str = ""
+    """Network to train (default: segformer_tiny)."""
+    start: str = ""
+    """Weights that every network starts from (default: random ones, by the seed)."""
+    frozen: str = ""
+    """What judges without learning from the pictures: visible (default: the networks trained on
+    visible pictures), weights of a segmentation network, or none."""
+    steps: int = 0
+    """Length of each training."""
+    epochs: float = 0.0
+    """Length of each training, in passes over the patches (default: 20)."""
+    batch_size: int = 0
+    """Patches a step (default: 8)."""
+    patch_size: int = 0
+    """Side of a patch, pixels (default: 128)."""
+    learning_rate: float = 0.0
+    """Highest learning rate (default: 0.002)."""
+    seeds: int = 0
+    """Trainings of each row (default: 3)."""
+    reference: str = ""
+    """Row that the others are tested against (default: the first method)."""
+    devices: int = 0
+    """How many local devices train (default: all)."""
+    overwrite: bool = False
+    """Replace the results that OUT holds, and runs of other settings or pictures."""
+
+
+def _asks_for_downstream(arguments: Sequence[str]) -> bool:
+    """By --task, or else by the protocol file."""
+    given = {}
+    for name, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, equals, value = name.partition("=")
+        if option in ("--task", "--protocol"):
+            given[option] = value if equals else after
+    if "--task" in given or not given.get("--protocol"):
+        return given.get("--task") == "segmentation"
+    from jaxfuse.evaluate import downstream_plan
+
+    return downstream_plan.is_protocol(given["--protocol"])
+
+
+def _downstream(arguments: Sequence[str]) -> int:
+    several = gather(("--fused", "--weights"), arguments)
+    given = parse(DownstreamArguments, several, "evaluate")
+    from jaxfuse import distributed
+
+    distributed.compilation_cache()
+    from rich.console import Console
+
+    from jaxfuse.evaluate import downstream, results
+    from jaxfuse.evaluate import downstream_panels as panels
+    from jaxfuse.evaluate import downstream_plan as plan
+    from jaxfuse.evaluate import downstream_summary as summary
+
+    own = ("task", "out", "root", "split", "train_root", "train_split", "fused", "weights")
+    own += ("protocol", "overwrite")
+    names = [field.name for field in dataclasses.fields(given) if field.name not in own]
+    asked = plan.from_words(
+        given.protocol,
+        (given.root, given.split),
+        (given.train_root, given.train_split),
+        given.fused,
+        given.weights,
+        **{name: getattr(given, name) for name in names},
+    )
+    results.make_room(given.out, given.overwrite, summary.WRITTEN)
+    found = downstream.run(asked, given.out, given.overwrite, progress)
+    said = summary.summarise(found)
+    files = [*summary.save(found, said, given.out), *panels.write(found, given.out)]
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in summary.text_tables(found, said):
+        console.print(table)
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    print("\n".join(str(path) for path in files))
+    return DONE
+
+
 def evaluate(arguments: Sequence[str]) -> int:
-    """Score fused pictures by every metric the field uses."""
+    """Score fused pictures, or what networks learn from them."""
+    if _asks_for_downstream(arguments):
+        return _downstream(arguments)
     several = gather(("--fused", "--weights", "--metrics"), arguments)
     given = parse(EvaluateArguments, several, "evaluate")
     from jaxfuse import distributed

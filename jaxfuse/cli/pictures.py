@@ -1,4 +1,4 @@
-"""Commands that fuse pictures and read or write what that needs."""
+"""Commands that fuse pictures and convert the weights it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxfuse.cli.words import DONE, FAILED, parse, progress, usage
+from jaxfuse.cli.words import DONE, FAILED, parse, progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,40 +68,20 @@ def fuse(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckArguments:
-    """Report every problem of a folder of pairs at once."""
-
-    root: Annotated[Path, tyro.conf.Positional]
-    """Folder with ir/ and vi/ (or infrared/ and visible/)."""
-    split: str = ""
-    """File with one stem a line; only these are checked."""
-
-
-def data(arguments: Sequence[str]) -> int:
-    """Check folders of pairs: `jaxfuse data check ROOT`."""
-    if arguments[:1] != ["check"]:
-        asked = arguments[:1] in (["-h"], ["--help"])
-        return usage("usage: jaxfuse data check ROOT [--split FILE]", asked)
-    given = parse(CheckArguments, arguments[1:], "data check")
-    from jaxfuse.data.check import check_folders
-
-    report = check_folders(root=str(given.root), split=given.split)
-    print(report.text())
-    return FAILED if report.errors else DONE
-
-
-@dataclasses.dataclass(frozen=True)
 class ConvertArguments:
     """Published weights (.pth, .npz, .safetensors) into ours, or back."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """File or run folder to read."""
+    """File, run folder or folder of Hugging Face's (SegFormer) to read."""
     target: Annotated[Path, tyro.conf.Positional]
     """File to write: .safetensors, .npz or .pth."""
     layout: Literal["jaxfuse", "torch"] = "jaxfuse"
     """Names and axes of the written file: ours, or the published PyTorch code's."""
     overwrite: bool = False
     """Replace a file that exists."""
+    classes: int | None = None
+    """Classes that a segmentation network must have. An encoder alone gets a fresh head.
+    """
 
 
 def convert(arguments: Sequence[str]) -> int:
@@ -109,5 +89,9 @@ def convert(arguments: Sequence[str]) -> int:
     given = parse(ConvertArguments, arguments, "convert")
     from jaxfuse import weights
 
-    print(weights.convert_file(given.source, given.target, given.layout, given.overwrite))
+    print(
+        weights.convert_file(
+            given.source, given.target, given.layout, given.overwrite, given.classes
+        )
+    )
     return DONE

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from jaxfuse import experiments
-from jaxfuse.cli.words import DONE, parse, take, usage
+from jaxfuse.cli.words import DONE, FAILED, parse, take, usage
 from jaxfuse.config import ConfigError, Experiment, SourceConfig
 
 AnySource = TypeVar("AnySource", bound=SourceConfig)
@@ -52,7 +52,9 @@ def train(arguments: Sequence[str]) -> int:
     if outcome.loss is not None:
         print(f"{outcome.folder}: {outcome.steps} steps, loss {outcome.loss:.4f}")
     print(outcome.folder / "weights.safetensors")
-    return DONE
+    for doubt in outcome.doubts:
+        print(f"{outcome.folder}: {doubt}", file=sys.stderr)
+    return FAILED if outcome.doubts else DONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _source(name: str, own: AnySource, root: str, split: str) -> AnySource:
         folders = SourceConfig(kind="folders", root=root, split=split)
         changed = {f.name: getattr(folders, f.name) for f in dataclasses.fields(folders)}
         return dataclasses.replace(own, **changed)
-    if split and own.kind != "folders":
+    if split and own.kind not in ("folders", "dataset", "records"):
         raise ConfigError(f"--{name}-split {split}: give its folder too: --{name} DIR")
     return dataclasses.replace(own, split=split) if split else own
 

@@ -174,7 +174,17 @@ def _extras(root: str, name: str, ending: str) -> Listing:
     return _NOTHING
 
 
-def scan(root: str = "", infrared: str = "", visible: str = "", split: str = "") -> Scan:
+def _label_maps(given: str, root: str) -> Listing:
+    if not given:
+        return _extras(root, "labels", ".png")
+    if not Path(given).is_dir():
+        raise FileError(given, "no such folder (labels)", "check the path")
+    return list_files(Path(given), {".png"})
+
+
+def scan(
+    root: str = "", infrared: str = "", visible: str = "", split: str = "", labels: str = ""
+) -> Scan:
     """Lists everything and raises nothing: the problems are in the result."""
     errors: list[FileError] = []
     listings = []
@@ -192,9 +202,9 @@ def scan(root: str = "", infrared: str = "", visible: str = "", split: str = "")
     if ir.folder and vi.folder and ir.folder.resolve() == vi.folder.resolve():
         errors.append(FileError(ir.folder, "is both infrared and visible", "give two folders"))
     extras = []
-    for name, ending in (("labels", ".png"), ("boxes", ".txt")):
+    for find in (lambda: _label_maps(labels, root), lambda: _extras(root, "boxes", ".txt")):
         try:
-            extras.append(_extras(root, name, ending))
+            extras.append(find())
         except FileError as error:
             extras.append(_NOTHING)
             errors.append(error)
@@ -271,7 +281,12 @@ class FolderPairs:
         pair's files tell different sizes.
         """
         pairs = open_folders(
-            source.root, source.infrared, source.visible, source.split, source.infrared_stretch
+            source.root,
+            source.infrared,
+            source.visible,
+            source.split,
+            source.infrared_stretch,
+            source.labels,
         )
         for infrared, visible in zip(pairs.infrared, pairs.visible, strict=True):
             require_equal_sizes(infrared, size(infrared), visible, size(visible))
@@ -320,15 +335,17 @@ def open_folders(
     visible: str = "",
     split: str = "",
     stretch: Stretch = "none",
+    labels: str = "",
 ) -> FolderPairs:
     """Pairs from ROOT/{ir,vi}, or from two given folders, by equal stem, sorted by stem.
 
     split: a text file with one stem a line; only these are taken, and files of other stems do not
-    matter. Labels (ROOT/labels/*.png) and boxes (ROOT/boxes/*.txt) are read where they exist.
+    matter. Labels (ROOT/labels/*.png, or LABELS/*.png) and boxes (ROOT/boxes/*.txt) are read where
+    they exist.
     Raises DataError for a missing or empty folder, stems without partner, stems that two files
     have, and a split that names what is not there. Files are opened later, at reading.
     """
-    found = scan(root, infrared, visible, split)
+    found = scan(root, infrared, visible, split, labels)
     if found.errors:
         raise found.errors[0]
     if found.missing:

@@ -161,7 +161,11 @@ def decode(path: str | Path) -> Decoded:
     signed or 32-bit integers, or floats that are NaN, infinite or outside [0, 1].
     """
     path = Path(path)
-    data = _read(path)
+    return decode_bytes(path, _read(path))
+
+
+def decode_bytes(path: Path, data: bytes) -> Decoded:
+    """As `decode`, of a file's content; `path` is named in errors."""
     header = read_header(path, io.BytesIO(data))
     require_complete(path, data, header.kind)
     pixels = _decode_tiff(path, data, header) if header.kind == "TIFF" else _by_opencv(data)
@@ -186,6 +190,20 @@ def size(path: str | Path) -> tuple[int, int]:
         raise _unreadable(path, error) from None
     turned = header.orientation in (5, 6, 7, 8)
     return (header.width, header.height) if turned else (header.height, header.width)
+
+
+def stored_bits(path: str | Path) -> int:
+    """8, 16 or 32 bits per channel, from the header only. Raises FileError."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            header = read_header(path, stream)
+            stream.seek(24)
+            depth = stream.read(1)[0]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    bits = {"PNG": depth, "TIFF": header.tags.get(258, (8, 0))[0]}.get(header.kind, 8)
+    return 8 if bits <= 8 else 16 if bits <= 16 else 32
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
@@ -286,31 +304,69 @@ def spans_little(path: str | Path, values: np.ndarray) -> bool:
     return decode(path).bits == 16
 
 
-def read_labels(path: str | Path) -> np.ndarray:
-    """int32 (h, w) class indices, 255 = ignore, from an index PNG: gray or palette, 1 to 16 bit.
+def read_mask(path: str | Path) -> np.ndarray:
+    """What an annotation PNG stores: int32 (h, w) values, or uint8 (h, w, 3) colours, red first.
 
-    Of a palette the indices are taken, not the colours. Raises FileError for other formats, for a
-    colour picture and for values above 255.
+    Of a palette the indices are taken, not the colours; alpha is dropped. Raises FileError for
+    another format, a damaged file, and values above 255.
     """
     path = Path(path)
-    data = _read(path)
+    return mask_bytes(path, _read(path))
+
+
+def mask_bytes(path: Path, data: bytes) -> np.ndarray:
+    """As `read_mask`, of a file's content; `path` is named in errors."""
     header = read_header(path, io.BytesIO(data))
     if header.kind != "PNG":
         raise FileError(path, f"a {header.kind} file", "save label maps as index PNG")
     require_complete(path, data, header.kind)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            mode, labels = image.mode, np.asarray(image).astype(np.int32)
+            mode, mask = image.mode, np.asarray(image)
     except Exception:  # As in _by_pillow.
         raise FileError(path, "damaged PNG", RESAVE) from None
+    if mask.ndim == 3 and mask.shape[2] == 2:
+        mask = mask[..., 0]
+    if mask.ndim == 3:
+        return _upright(mask[..., :3], header.orientation)
+    mask = mask.astype(np.int32)
+    if mode == "L" and (depth := data[24]) < 8:
+        mask //= 255 // (2**depth - 1)  # Pillow spreads 2 and 4 bit over 0..255.
+    if mask.max() > 255:
+        raise FileError(path, f"label {mask.max()}", "labels are 0..254, and 255 = ignore")
+    return _upright(mask, header.orientation)
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """int32 (h, w) class indices, 255 = ignore, from an index PNG: gray or palette, 1 to 16 bit.
+
+    Of a palette the indices are taken, not the colours. Raises FileError for other formats, for a
+    colour picture and for values above 255.
+    """
+    labels = read_mask(path)
     if labels.ndim != 2:
         remedy = "save class indices, one channel, 255 = ignore"
-        raise FileError(path, f"a colour picture (mode {mode})", remedy)
-    if mode == "L" and (depth := data[24]) < 8:
-        labels //= 255 // (2**depth - 1)  # Pillow spreads 2 and 4 bit over 0..255.
-    if labels.max() > 255:
-        raise FileError(path, f"label {labels.max()}", "labels are 0..254, and 255 = ignore")
-    return _upright(labels, header.orientation)
+        raise FileError(path, "a colour picture (mode RGB)", remedy)
+    return labels
+
+
+def read_four_channels(path: str | Path) -> np.ndarray:
+    """uint8 or uint16 (h, w, 4), red first, of a PNG whose fourth channel is a picture, not alpha.
+
+    Raises FileError for a damaged file and for one with another number of channels.
+    """
+    path = Path(path)
+    data = _read(path)
+    header = read_header(path, io.BytesIO(data))
+    require_complete(path, data, header.kind)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise FileError(path, f"truncated, damaged or an unusual kind of {header.kind}", RESAVE)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if channels != 4:
+        remedy = "use the files as published: red, green, blue and infrared in one PNG"
+        raise FileError(path, f"{channels} channels, where the fourth is the infrared", remedy)
+    return _upright(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA), header.orientation)
 
 
 def write_bytes(path: Path, blob: bytes) -> None:

@@ -11,20 +11,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfuse.data.pairs import DataError, Pairs
+from jaxfuse.shapes import IGNORE_LABEL
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Decoded images one reading process keeps: 1 GiB, about 870 lossless pairs of 480x640 pixels."""
 
+_NAMED = 5
 _LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 class Patches(NamedTuple):
-    """Registered patches; row i of both arrays is the same place of the same pair."""
+    """Registered patches; row i of all arrays is the same place of the same pair."""
 
     visible: np.ndarray
     """float32 (n, s, s, 3) in [0, 1]."""
     infrared: np.ndarray
     """float32 (n, s, s, 1) in [0, 1]."""
+    labels: np.ndarray | None = None
+    """uint8 (n, s, s), 255 = ignore; only where they were asked for."""
 
 
 class Grid(NamedTuple):
@@ -92,10 +96,11 @@ class PatchIndex(Sequence[tuple[int, int, int]]):
         return int(self.image[index]), int(y), int(x)
 
 
-def read_pair(pairs: Pairs, index: int) -> Patches:
+def read_pair(pairs: Pairs, index: int, classes: int = 0) -> Patches:
     """One pair, checked: visible float32 (h, w, 3) and infrared float32 (h, w, 1), both in [0, 1].
 
-    Any failure becomes a DataError that names the pair's stem.
+    classes: above 0, with its labels, uint8 (h, w): 0 to classes - 1, and 255 = ignore. Any failure
+    becomes a DataError that names the pair's stem.
     """
     stem = pairs.stem(index)
     try:
@@ -123,7 +128,38 @@ def read_pair(pairs: Pairs, index: int) -> Patches:
                 f"{stem}: {what} levels span {low} to {high}, expected 0 to 1: "
                 "scale the file by its bit depth"
             )
-    return Patches(pair.visible, pair.infrared)
+    labels = _labels(stem, pair.labels, (height, width), classes) if classes else None
+    return Patches(pair.visible, pair.infrared, labels)
+
+
+def _labels(
+    stem: str, labels: np.ndarray | None, size: tuple[int, int], classes: int
+) -> np.ndarray:
+    if labels is None:
+        raise DataError(
+            f"{stem}: has no label map, and this training learns from labels: put one into the "
+            "folder labels/ beside ir/ and vi/, or leave this pair out of the split"
+        )
+    if labels.shape != size:
+        raise DataError(
+            f"{stem}: its label map is {labels.shape[0]}x{labels.shape[1]}, the pair "
+            f"{size[0]}x{size[1]}: label maps are never resized; mend the file"
+        )
+    found = np.unique(labels)
+    wrong = found[(found < 0) | ((found >= classes) & (found != IGNORE_LABEL))]
+    if len(wrong):
+        raise DataError(
+            f"{stem}: labels {', '.join(map(str, wrong[:_NAMED]))}"
+            f"{' ...' if len(wrong) > _NAMED else ''} in {int(np.isin(labels, wrong).sum())} "
+            f"pixels, but there are {classes} classes, 0 to {classes - 1}, and {IGNORE_LABEL} to "
+            "ignore: set method.classes, or mend the file"
+        )
+    if found[0] == IGNORE_LABEL:
+        raise DataError(
+            f"{stem}: every pixel of its label map is {IGNORE_LABEL} (ignore): label it, or leave "
+            "this pair out of the split"
+        )
+    return labels.astype(np.uint8)
 
 
 def _pack(pixels: np.ndarray) -> np.ndarray:
@@ -148,10 +184,12 @@ class ImageCache:
     Attributes: used, bytes kept now; decoded, images decoded so far.
     """
 
-    def __init__(self, sets: Sequence[Pairs], limit: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(
+        self, sets: Sequence[Pairs], limit: int = DEFAULT_CACHE_BYTES, classes: int = 0
+    ) -> None:
         if limit < 0:
             raise ValueError(f"cache limit {limit}: use 0 (keep nothing) or a number of bytes")
-        self.sets, self.limit = tuple(sets), limit
+        self.sets, self.limit, self.classes = tuple(sets), limit, classes
         self._reset()
 
     def _reset(self) -> None:
@@ -161,7 +199,7 @@ class ImageCache:
         self._pending: dict[tuple[int, int], Future[Patches]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"sets": self.sets, "limit": self.limit}
+        return {"sets": self.sets, "limit": self.limit, "classes": self.classes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -171,7 +209,8 @@ class ImageCache:
         """One patch of pair `image` of set `which`: float32 (size, size, 3) and (size, size, 1)."""
         whole = self._get((which, image))
         place = (slice(y, y + size), slice(x, x + size))
-        return Patches(_unpack(whole.visible[place]), _unpack(whole.infrared[place]))
+        labels = None if whole.labels is None else whole.labels[place]
+        return Patches(_unpack(whole.visible[place]), _unpack(whole.infrared[place]), labels)
 
     def _get(self, key: tuple[int, int]) -> Patches:
         with self._lock:
@@ -185,7 +224,9 @@ class ImageCache:
         if other is not None:
             return other.result()
         try:
-            image = Patches(*map(_pack, read_pair(self.sets[key[0]], key[1])))
+            # Only the first set, the target, has labels to learn from.
+            read = read_pair(self.sets[key[0]], key[1], self.classes if key[0] == 0 else 0)
+            image = Patches(_pack(read.visible), _pack(read.infrared), read.labels)
         except BaseException as error:
             with self._lock:
                 del self._pending[key]
@@ -203,7 +244,7 @@ class ImageCache:
 
 
 def _nbytes(image: Patches) -> int:
-    return image.visible.nbytes + image.infrared.nbytes
+    return sum(pixels.nbytes for pixels in image if pixels is not None)
 
 
 def _each_image(count: int, visit: Callable[[int], None], threads: int) -> None:
@@ -219,11 +260,17 @@ def _each_image(count: int, visit: Callable[[int], None], threads: int) -> None:
 
 
 def read_patches(
-    pairs: Pairs, image: np.ndarray, position: np.ndarray, size: int, threads: int = 4
+    pairs: Pairs,
+    image: np.ndarray,
+    position: np.ndarray,
+    size: int,
+    threads: int = 4,
+    classes: int = 0,
 ) -> Patches:
     """Chosen patches, in the order asked for; each image is decoded once, `threads` at a time.
 
     image: int (n,). position: int (n, 2), y and x. Returns float32 (n, size, size, 3 and 1).
+    classes: above 0, uint8 labels (n, size, size) too.
     Raises DataError where a patch reaches over its image's border.
     """
     image, position = np.asarray(image, np.int64), np.asarray(position, np.int64).reshape(-1, 2)
@@ -232,12 +279,13 @@ def read_patches(
     patches = Patches(
         np.empty((len(image), size, size, 3), np.float32),
         np.empty((len(image), size, size, 1), np.float32),
+        np.empty((len(image), size, size), np.uint8) if classes else None,
     )
     numbers, inverse = np.unique(image, return_inverse=True)
     rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
 
     def visit(i: int) -> None:
-        pair = read_pair(pairs, int(numbers[i]))
+        pair = read_pair(pairs, int(numbers[i]), classes)
         height, width = pair.infrared.shape[:2]
         for row in rows[i]:
             y, x = map(int, position[row])
@@ -248,6 +296,8 @@ def read_patches(
                 )
             patches.visible[row] = pair.visible[y : y + size, x : x + size]
             patches.infrared[row] = pair.infrared[y : y + size, x : x + size]
+            if patches.labels is not None and pair.labels is not None:
+                patches.labels[row] = pair.labels[y : y + size, x : x + size]
 
     _each_image(len(numbers), visit, threads)
     return patches
@@ -257,7 +307,7 @@ def read_grid(pairs: Pairs, size: int, stride: int, threads: int = 4) -> Grid:
     """Every grid patch of the set in memory: 16 * size**2 bytes each (64 KiB at 64 pixels)."""
     index = PatchIndex(pairs, size, stride)
     patches = read_patches(pairs, index.image, index.position, size, threads)
-    return Grid(*patches, index.image, index.position)
+    return Grid(patches.visible, patches.infrared, index.image, index.position)
 
 
 def grid_means(pairs: Pairs, size: int, stride: int, threads: int = 4) -> np.ndarray:

@@ -32,6 +32,8 @@ INDEX_MODULUS = 1 << 30
 _STEPS = 1 << 40
 """Length of a stream in batches: endless for any run, yet a length that Python can count."""
 
+IGNORE = 255
+"""Label of pixels that count in nothing."""
 _ORDER, _CROP = 0, 1
 """What random words are for; keeps the two uses apart."""
 
@@ -63,7 +65,8 @@ class TrainingSet:
             return
         extra = Patches(*self.extra)
         count = len(extra.visible)
-        for what, pixels, channels in zip(Patches._fields, extra, (3, 1), strict=True):
+        kinds = (("visible", extra.visible, 3), ("infrared", extra.infrared, 1))
+        for what, pixels, channels in kinds:
             expected = (count, size, size, channels)
             if pixels.shape != expected or pixels.dtype != np.float32:
                 raise DataError(
@@ -115,6 +118,7 @@ class _Stream:
     cache: ImageCache
     seed: int
     random: bool
+    classes: int
 
     @property
     def items(self) -> int:
@@ -141,6 +145,7 @@ class _Stream:
         patches = Patches(
             np.empty((self.rows, size, size, 3), np.float32),
             np.empty((self.rows, size, size, 1), np.float32),
+            np.empty((self.rows, size, size), np.uint8) if self.classes else None,
         )
         for row in range(self.rows):
             image, y, x = self.place(start + row)
@@ -148,7 +153,10 @@ class _Stream:
                 patch = Patches(self.extra.visible[y], self.extra.infrared[y])
             else:
                 patch = self.cache.crop(self.which, image, y, x, size)
-            patches.visible[row], patches.infrared[row] = patch
+            patches.visible[row], patches.infrared[row] = patch.visible, patch.infrared
+            if patches.labels is not None:
+                # External patches have none that mean anything here.
+                patches.labels[row] = IGNORE if patch.labels is None else patch.labels
         return patches
 
     def describe(self, number: int) -> str:
@@ -173,6 +181,8 @@ class _Read:
             patches = stream.read(start)
             batch[f"{stream.prefix}visible"] = patches.visible
             batch[f"{stream.prefix}infrared"] = patches.infrared
+            if patches.labels is not None:
+                batch["labels"] = patches.labels.astype(np.int32)
             if not stream.prefix:
                 batch["index"] = _numbers(start, stream.rows)
         return batch
@@ -190,7 +200,8 @@ class Pipeline:
     follow each other without a gap, so a batch may hold the end of one and the beginning of the
     next. batch_size and pool_size count rows over all processes and must be divisible by
     `process_count`; pool_size has no meaning without a pool. Target and pool share a cache of
-    decoded images of `cache_bytes` in each reading process.
+    decoded images of `cache_bytes` in each reading process. classes: above 0, batches hold the
+    target's labels, which must lie in 0..classes - 1 or be 255.
 
     Attributes: items_per_epoch; steps_per_epoch, the whole batches in one epoch; batch_size.
     Raises ConfigError for settings and DataError for data that cannot work.
@@ -209,13 +220,15 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        classes: int = 0,
     ) -> None:
         if seed < 0:
             raise ConfigError(f"seed = {seed}: use 0 or more")
         TrainingSet(target, extra, pool).check(config.patch_size)
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.process_index, self.process_count = process_index, process_count
-        cache = ImageCache([target] if pool is None else [target, pool], cache_bytes)
+        sets = [target] if pool is None else [target, pool]
+        cache = ImageCache(sets, cache_bytes, classes)
         patches = None if extra is None else Patches(*extra)
 
         def stream(
@@ -231,6 +244,7 @@ class Pipeline:
                 cache=cache,
                 seed=seed,
                 random=config.crops == "random",
+                classes=classes if which == 0 else 0,
             )
             if made.items < rows:
                 raise DataError(
@@ -251,7 +265,8 @@ class Pipeline:
         """Batches of this process from `start_step` on, without end; `close()` when done.
 
         visible float32 (b, s, s, 3), infrared float32 (b, s, s, 1), both in [0, 1]; index uint32
-        (b,), the global number of each example modulo 2**30. With a pool also pool_visible and
+        (b,), the global number of each example modulo 2**30. Given `classes` also labels int32
+        (b, s, s), 255 = ignore. With a pool also pool_visible and
         pool_infrared: this process' part of the step's pool_size fresh external patches. Raises
         DataError, naming the stem, on reaching a pair that cannot be read. With config.workers the
         calling script is imported anew in each reading process, so it must guard what it runs by
@@ -320,6 +335,7 @@ def validation_batches(
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
+    classes: int = 0,
 ) -> list[dict[str, np.ndarray]]:
     """Every grid patch of a set once, in order, as batches held in memory.
 
@@ -334,13 +350,17 @@ def validation_batches(
     numbers = np.arange(count * batch_size).reshape(count, process_count, rows)[:, process_index]
     wrapped = numbers % len(index)
     place = wrapped.reshape(-1)
-    patches = read_patches(pairs, index.image[place], index.position[place], size, threads)
-    return [
-        {
-            "visible": patches.visible[i * rows : (i + 1) * rows],
-            "infrared": patches.infrared[i * rows : (i + 1) * rows],
+    patches = read_patches(pairs, index.image[place], index.position[place], size, threads, classes)
+    batches = []
+    for i in range(count):
+        part = slice(i * rows, (i + 1) * rows)
+        batch = {
+            "visible": patches.visible[part],
+            "infrared": patches.infrared[part],
             "index": wrapped[i].astype(np.uint32),
             "weight": (numbers[i] < len(index)).astype(np.float32),
         }
-        for i in range(count)
-    ]
+        if patches.labels is not None:
+            batch["labels"] = patches.labels[part].astype(np.int32)
+        batches.append(batch)
+    return batches

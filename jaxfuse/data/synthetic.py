@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 
 from jaxfuse.config import SourceConfig
+from jaxfuse.data.builders.base import Time
+from jaxfuse.data.builders.classes import ClassList, plain_list
 from jaxfuse.data.pairs import DataError, Pair
 from jaxfuse.data.scenes import CLASSES, Layers, World, is_night, stream, world
 
@@ -210,6 +212,16 @@ class SyntheticPairs:
         """Six digits, then N for night or D for day."""
         self._check(index)
         return f"{index:06d}{'N' if is_night(self.seed, index, self.night_share) else 'D'}"
+
+    def time(self, index: int) -> Time:
+        """When the scene plays."""
+        self._check(index)
+        return "night" if is_night(self.seed, index, self.night_share) else "day"
+
+    @property
+    def classes(self) -> ClassList:
+        """What the labels mean."""
+        return plain_list("synthetic", CLASSES)
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels."""

@@ -14,6 +14,7 @@ from jaxfuse import metrics
 from jaxfuse.config import UserError
 from jaxfuse.data.folders import FolderPairs, list_files, open_folders
 from jaxfuse.data.images import EXTENSIONS, FileError, size
+from jaxfuse.data.pairs import Pairs
 
 BASELINES = ("visible", "infrared", "average", "maximum")
 """Rows that every evaluation has: one source alone, and the two simplest fusions."""
@@ -67,19 +68,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise PlanError("nothing to evaluate on: name at least one set of pairs")
-        names = [d.name for d in self.datasets]
-        rows = [*BASELINES, *(m.name for m in self.methods)]
-        for kind, given in (("dataset", names), ("method", rows)):
-            for name in given:
-                if not name.strip() or name in (".", "..") or set(name) & set('/\\:*?"<>|\r\n\t'):
-                    raise PlanError(
-                        f"{kind} name {name!r}: it names a folder: write NAME=PLACE, or name = in "
-                        "a protocol, with plain letters"
-                    )
-                if kind == "method" and name in BASELINES and given.count(name) > 1:
-                    raise PlanError(f"method {name!r}: the baseline is called so: rename yours")
-                if given.count(name) > 1:
-                    raise PlanError(f"{kind} {name!r} is there twice: give each its own name")
+        check_names("dataset", [d.name for d in self.datasets], ())
+        check_names("method", [m.name for m in self.methods], BASELINES)
         for method in self.methods:
             if bool(method.fused) == bool(method.weights):
                 raise PlanError(f"method {method.name!r}: give either fused or weights")
@@ -120,15 +110,10 @@ def read_protocol(path: str | Path) -> Plan:
     Relative folders in it are meant from the file's own folder. Raises PlanError.
     """
     path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{path}: not TOML ({error})") from None
+    tree = read_toml(path)
     for kind, fields in (("datasets", Dataset), ("methods", Contender)):
-        for number, entry in enumerate(_tables(path, tree, kind), start=1):
-            _known(path, f"{kind} {number}", entry, fields)
+        for number, entry in enumerate(read_tables(path, tree, kind), start=1):
+            check_fields(path, f"{kind} {number}", entry, fields)
             for name in ("root", "infrared", "visible", "split", "fused"):
                 if entry.get(name) and isinstance(entry[name], str):
                     entry[name] = str(path.parent / entry[name])
@@ -136,13 +121,51 @@ def read_protocol(path: str | Path) -> Plan:
             # Else the name of packaged weights.
             if given and isinstance(given, str) and (path.parent / given).exists():
                 entry["weights"] = str(path.parent / given)
-    _known(path, "the file", tree, Plan)
+    check_fields(path, "the file", tree, Plan)
     try:
         return msgspec.convert(tree, Plan)
     except msgspec.ValidationError as error:
         raise PlanError(f"{path}: {error}") from None
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tree of a TOML file. Raises PlanError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path}: not TOML ({error})") from None
+
+
+def contenders(fused: Sequence[str], weights: Sequence[str]) -> list[Contender]:
+    """Methods from words [NAME=]PLACE. Raises PlanError."""
+    methods = []
+    for kind, words in (("fused", fused), ("weights", weights)):
+        for word in words:
+            name, equals, where = word.partition("=")
+            if not equals or "/" in name or Path(word).exists():
+                name, where = Path(word).resolve().name, word
+            if not where:
+                raise PlanError(f"--{kind} {word}: write NAME=PLACE, or the place alone")
+            methods.append(Contender(name, **{kind: where}))
+    return methods
+
+
+def check_names(kind: str, given: Sequence[str], taken: Sequence[str]) -> None:
+    """Raises PlanError for names that cannot name folders, that are there twice, or taken."""
+    for name in given:
+        if not name.strip() or name in (".", "..") or set(name) & set('/\\:*?"<>|\r\n\t'):
+            raise PlanError(
+                f"{kind} name {name!r}: it names a folder: write NAME=PLACE, or name = in "
+                "a protocol, with plain letters"
+            )
+        if name in taken:
+            raise PlanError(f"{kind} {name!r}: the baseline is called so: rename yours")
+        if given.count(name) > 1:
+            raise PlanError(f"{kind} {name!r} is there twice: give each its own name")
 
 
 def from_words(
@@ -169,15 +192,7 @@ def from_words(
         base = Plan((named,))
     else:
         raise PlanError("no pairs: give --root DIR, or --ir DIR and --vi DIR, or --protocol FILE")
-    methods = list(base.methods)
-    for kind, words in (("fused", fused), ("weights", weights)):
-        for word in words:
-            name, equals, where = word.partition("=")
-            if not equals or "/" in name or Path(word).exists():
-                name, where = Path(word).resolve().name, word
-            if not where:
-                raise PlanError(f"--{kind} {word}: write NAME=PLACE, or the place alone")
-            methods.append(Contender(name, **{kind: where}))
+    methods = [*base.methods, *contenders(fused, weights)]
     given = {name: value for name, value in changes.items() if value}
     asked = dataclasses.replace(base, methods=tuple(methods), **given)
     try:
@@ -188,14 +203,16 @@ def from_words(
     return asked
 
 
-def _tables(path: Path, tree: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+def read_tables(path: Path, tree: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The tables [[kind]] of a protocol. Raises PlanError where it is something else."""
     found = tree.get(kind, [])
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise PlanError(f"{path}: {kind} must be tables: write each under [[{kind}]]")
     return found
 
 
-def _known(path: Path, where: str, entry: dict[str, Any], kind: type) -> None:
+def check_fields(path: Path, where: str, entry: dict[str, Any], kind: type) -> None:
+    """Raises PlanError for a key that is no field of `kind`."""
     fields = [f.name for f in dataclasses.fields(kind)]
     for name in entry:
         if name not in fields:
@@ -220,14 +237,18 @@ def open_datasets(plan: Plan) -> tuple[Opened, ...]:
     for spec in plan.datasets:
         pairs = open_folders(spec.root, spec.infrared, spec.visible, spec.split)
         pictures = {
-            method.name: _pictures(method, spec, pairs) for method in plan.methods if method.fused
+            method.name: find_pictures(
+                method, Path(method.fused.replace("{dataset}", spec.name)), spec.name, pairs
+            )
+            for method in plan.methods
+            if method.fused
         }
         opened.append(Opened(spec, pairs, pictures))
     return tuple(opened)
 
 
-def _pictures(method: Contender, spec: Dataset, pairs: FolderPairs) -> tuple[Path, ...]:
-    folder = Path(method.fused.replace("{dataset}", spec.name))
+def find_pictures(method: Contender, folder: Path, of_set: str, pairs: Pairs) -> tuple[Path, ...]:
+    """One picture for each pair, in the pairs' order and size. Raises FileError."""
     if not folder.is_dir():
         raise FileError(folder, f"no such folder (fused by {method.name})", "check the path")
     listing = list_files(folder, EXTENSIONS)
@@ -237,7 +258,7 @@ def _pictures(method: Contender, spec: Dataset, pairs: FolderPairs) -> tuple[Pat
         names = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
         raise FileError(
             folder,
-            f"no picture for {len(missing)} of {len(stems)} pairs of {spec.name}: {names}",
+            f"no picture for {len(missing)} of {len(stems)} pairs of {of_set}: {names}",
             "fuse them too, or give a split file without them",
         )
     twice = [listing.duplicates[stem] for stem in stems if stem in listing.duplicates]

@@ -241,13 +241,13 @@ WRITTEN += ("report.html",)
 """What an evaluation may have left in its folder."""
 
 
-def make_room(out: str | Path, overwrite: bool) -> None:
-    """Makes the folder, without results in it. Raises FileError where it holds some and may not be
-    overwritten.
+def make_room(out: str | Path, overwrite: bool, written: Sequence[str] = WRITTEN) -> None:
+    """Makes the folder, without the results `written` in it. Raises FileError where it holds some
+    and may not be overwritten.
     """
     out = Path(out)
     make_folder(out)
-    there = [out / name for name in WRITTEN if (out / name).exists()]
+    there = [out / name for name in written if (out / name).exists()]
     if there and not overwrite:
         raise FileError(
             there[0], "is there already", "name another --out, or add --overwrite to replace it"

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
                 each.spec.role,
                 tuple(each.pairs.stem(i) for i in range(count)),
                 tuple(each.pairs.size(i) for i in range(count)),
-                {row: tuple(_seen_from(out, p) for p in paths) for row, paths in files.items()},
+                {row: tuple(seen_from(out, p) for p in paths) for row, paths in files.items()},
                 values,
             )
         )
@@ -99,7 +99,7 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
         ),
         reference=plan.compared_to,
         datasets=tuple(datasets),
-        versions=_versions(),
+        versions=versions(),
         settings={
             "convention": plan.convention,
             "dtype": plan.dtype,
@@ -155,9 +155,11 @@ class Pictures:
         file = weights.find(named)
         self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
 
-    def make(self, opened: Opened, method: str, job: _Job) -> Path:
-        """The file of the fused picture; made unless the same weights made it of these files."""
-        folder = self.folder / opened.spec.name / method
+    def find(self, inside: str, stem: str, sources: Sequence[Path]) -> tuple[Path, bool]:
+        """The file of a fused picture in the folder `inside`, and whether the same weights made it
+        of these files already.
+        """
+        folder = self.folder / inside
         marker = folder / "weights.sha256"
         mark = f"{self.digest} {__version__}\n"
         if not marker.exists() or marker.read_text(encoding="utf8") != mark:
@@ -165,10 +167,15 @@ class Pictures:
             for old in folder.glob("*.png"):
                 old.unlink()
             images.write_bytes(marker, mark.encode("utf8"))
-        target = folder / f"{job.stem}.png"
-        sources = opened.pairs.visible[job.number], opened.pairs.infrared[job.number]
+        target = folder / f"{stem}.png"
         newest = max(path.stat().st_mtime_ns for path in sources)
-        if not target.exists() or target.stat().st_mtime_ns <= newest:
+        return target, target.exists() and target.stat().st_mtime_ns > newest
+
+    def make(self, opened: Opened, method: str, job: _Job) -> Path:
+        """The file of the fused picture; made unless it is there."""
+        sources = opened.pairs.visible[job.number], opened.pairs.infrared[job.number]
+        target, there = self.find(f"{opened.spec.name}/{method}", job.stem, sources)
+        if not there:
             images.write(target, self.fuser(job.visible, job.infrared))
         return target
 
@@ -276,12 +283,13 @@ def _method_row(method: Contender) -> MethodRow:
     return MethodRow(method.name, "pictures", method.fused)
 
 
-def _seen_from(out: Path, path: Path) -> str:
+def seen_from(out: Path, path: Path) -> str:
     """Relative to the results' folder where the path lies in it, so that it can be moved."""
     path, out = path.resolve(), out.resolve()
     return path.relative_to(out).as_posix() if path.is_relative_to(out) else os.fspath(path)
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """Of what the numbers depend on."""
     names = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless")
     return {"jaxfuse": __version__, **{name: importlib.metadata.version(name) for name in names}}

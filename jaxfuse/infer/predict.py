@@ -15,7 +15,7 @@ from jaxfuse.config import UserError
 from jaxfuse.data.images import pseudo_colour
 from jaxfuse.infer.strips import fuse_strips
 from jaxfuse.infer.tiles import compiled, fuse_tiles
-from jaxfuse.models import Model, create
+from jaxfuse.models import MODELS, Model, create
 from jaxfuse.ops import color
 from jaxfuse.shapes import Array, Params
 
@@ -68,7 +68,12 @@ def load(
     None takes the package's default. A file or folder comes before packaged weights of that name.
     Raises WeightsError, which says what there is.
     """
-    read = weight_files.load_weights(_weights_file(path_or_name))
+    path = _weights_file(path_or_name)
+    read = weight_files.load_weights(path)
+    if read.name not in MODELS:
+        raise weight_files.WeightsError(
+            f"{path}: holds {read.name}, a segmentation network: give weights of a fusion network"
+        )
     params = jax.tree.map(jax.numpy.asarray, read.params)
     return Fuser(read.name, params, read.metadata, _model(read.name, compute_dtype))
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxfuse.methods import crossfuse
-from jaxfuse.methods.base import Facts, Method, Stage
+from jaxfuse.methods import crossfuse, segmentation, ssvif
+from jaxfuse.methods.base import Facts, Memory, Method, Stage
 from jaxfuse.models import Model
+from jaxfuse.shapes import Params
 
 METHODS: dict[str, Callable[..., Method]] = {
     "crossfuse": crossfuse.build,
+    "segmentation": segmentation.build,
+    "ssvif": ssvif.build,
 }
 
 
-def build(config, model: Model, facts: Facts) -> Method:
-    """The method that `config.name` names. A wrong name raises with the list of right ones."""
+def build(config, model: Model, facts: Facts, start: Params | None = None) -> Method:
+    """The method that `config.name` names. A wrong name raises with the list of right ones.
+
+    start: parameters that a method with a segmentation network starts it from.
+    """
     if config.name not in METHODS:
         raise ValueError(
             f"no method named {config.name!r}: choose one of {', '.join(sorted(METHODS))}"
         )
-    return METHODS[config.name](config, model, facts)
+    given = {} if start is None else {"start": start}
+    return METHODS[config.name](config, model, facts, **given)
 
 
-__all__ = ["METHODS", "Facts", "Method", "Stage", "build"]
+__all__ = ["METHODS", "Facts", "Memory", "Method", "Stage", "build"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,24 @@ gradient.
 
 Examples share one leading axis, this device's share of them. Notes are equal on all devices.
 """
-Objective = Callable[[Params, Batch, PRNGKey, Scalar, str | None], tuple[Scalar, Metrics]]
-"""(params, examples, key, progress, axis_name) -> (loss, metrics): means over this device's
+Memory: TypeAlias = dict[str, Any]
+"""What a method keeps from step to step besides parameters and optimizer: a nested dict of arrays,
+equal on all devices, empty for most.
+"""
+Objective = Callable[[Params, Memory, Batch, PRNGKey, Scalar, str | None], tuple[Scalar, Metrics]]
+"""(params, memory, examples, key, progress, axis_name) -> (loss, metrics): means over this device's
 examples.
 
 progress runs from 0 to 1 over the stage. Only what is not linear in a batch mean needs axis_name.
 """
+Remember = Callable[[Memory, Params, Metrics], Memory]
+"""(memory, new params, metrics) -> the memory of the next step; metrics are those of all devices.
+"""
+
+
+def remember_nothing(memory: Memory, params: Params, metrics: Metrics) -> Memory:
+    """The memory stays what it is."""
+    return memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +54,7 @@ class Stage:
     """Updates the modules this stage trains. The optimizer state has the same structure in all
     stages.
     """
+    remember: Remember = remember_nothing
 
     @property
     def stop(self) -> int:
@@ -57,6 +70,12 @@ class Method:
     stages: tuple[Stage, ...]
     deploy: Callable[[Params], Params]
     """The fusion network's own parameters, all that is needed after training."""
+    memory: Callable[[Params], Memory] = lambda params: {}
+    """The memory a run starts with, from its first parameters."""
+    network: str = ""
+    """Name of the network that `deploy` gives the parameters of; empty is the fusion network."""
+    doubts: Callable[[Mapping[str, float]], list[str]] = lambda record: []
+    """What a log record says against the run, in words; a run that ends with any has failed."""
 
     @property
     def steps(self) -> int:

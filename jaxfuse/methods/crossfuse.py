@@ -14,21 +14,18 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxfuse.config import CrossFuseConfig
 from jaxfuse.losses import decomposition, fusion, structure
-from jaxfuse.methods.base import Facts, Method, Objective, Prepare, Stage, per_module
+from jaxfuse.methods.base import Facts, Memory, Method, Objective, Stage, per_module
+from jaxfuse.methods.examples import prepare_examples
 from jaxfuse.models import Model
-from jaxfuse.ops import align, augment, color
+from jaxfuse.ops import augment
 from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 
 DECOMPOSITION_WEIGHT = 2.0
 GRADIENT_WEIGHT_1 = 5.0
 GRADIENT_WEIGHT_2 = 10.0
-EXTERNAL_INDEX = 1 << 30
-"""Added to the index of external patches, so that they and target patches never share a random key.
-"""
 
 
 def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar:
@@ -65,6 +62,7 @@ def reconstruction_objective(model: Model) -> Objective:
 
     def objective(
         params: Params,
+        memory: Memory,
         examples: Batch,
         key: PRNGKey,
         progress: Scalar,
@@ -108,6 +106,7 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
 
     def objective(
         params: Params,
+        memory: Memory,
         examples: Batch,
         key: PRNGKey,
         progress: Scalar,
@@ -142,50 +141,6 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
         return loss, metrics
 
     return objective
-
-
-def prepare_examples(
-    flips: bool, keep: int = 0, target_means: tuple[float, ...] | None = None
-) -> Prepare:
-    """Batch of the pipeline -> luma and infrared patches, with the online Top-K patches appended.
-
-    Batch: visible (b, s, s, 3), infrared (b, s, s, 1), index (b,), and for online alignment
-    (keep > 0) pool_visible and pool_infrared. The selection is over the pools of all devices; each
-    device gets an equal share of it.
-    """
-    if keep and target_means is None:
-        raise ValueError("online alignment needs the target set's mean colours")
-
-    def prepare(batch: Batch, key: PRNGKey, axis_name: str | None = None) -> tuple[Batch, Metrics]:
-        visible, infrared = batch["visible"], batch["infrared"]
-        index = batch["index"].astype(jnp.int32)
-        notes: Metrics = {}
-        if keep:
-            aligned = align.align_top_k(
-                batch["pool_visible"],
-                jnp.asarray(target_means, jnp.float32),
-                keep,
-                companions=(batch["pool_infrared"],),
-                axis_name=axis_name,
-            )
-            share = aligned.patches.shape[0]
-            rank = 0 if axis_name is None else lax.axis_index(axis_name)
-            mine = lax.dynamic_slice_in_dim(aligned.indices, rank * share, share)
-            visible = jnp.concatenate([visible, aligned.patches])
-            infrared = jnp.concatenate([infrared, aligned.companions[0]])
-            index = jnp.concatenate([index, EXTERNAL_INDEX + mine])
-            notes = {
-                "external/selected": aligned.indices,
-                "external/distance": jnp.mean(aligned.distances),
-                "external/gamma": jnp.mean(aligned.gamma),
-            }
-        if flips:
-            visible, infrared = augment.paired_flips(
-                augment.example_keys(key, index), visible, infrared
-            )
-        return {"visible": color.luma(visible), "infrared": infrared, "index": index}, notes
-
-    return prepare
 
 
 def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxfuse.shapes import Array, Features, Gray, Params, PRNGKey
+from jaxfuse.ops.resize import bilinear
+from jaxfuse.shapes import Array, Features, Gray, Image, Params, PRNGKey
 
 
 class Fused(NamedTuple):
@@ -23,6 +24,20 @@ class Fused(NamedTuple):
     """The fused features the image was made from, (b, h, w, c)."""
     parts: dict[str, Array]
     """Named intermediates that losses need; their names are stated by the network."""
+
+
+def check_shapes(network: str, visible: Array, infrared: Array) -> None:
+    """Raises ValueError unless both are (b, h, w, 1), of one shape."""
+    for name, image in (("visible", visible), ("infrared", infrared)):
+        if image.ndim != 4 or image.shape[-1] != 1:
+            raise ValueError(
+                f"{network}: {name} has shape {image.shape}, needs (batch, height, width, 1): "
+                "pass the luma of the visible image and one infrared channel"
+            )
+    if visible.shape != infrared.shape:
+        raise ValueError(
+            f"{network}: visible {visible.shape} and infrared {infrared.shape} differ in shape"
+        )
 
 
 Program: TypeAlias = Callable[[Params, tuple, tuple, Array], tuple[tuple, tuple]]
@@ -79,6 +94,74 @@ class Model:
     """
     passes: tuple[Pass, ...] = ()
     """The network as sweeps for images larger than memory. Empty where there is no exact way."""
+
+
+class Segmented(NamedTuple):
+    """The result of a segmentation network."""
+
+    logits: Features
+    """(b, ceil(h / 4), ceil(w / 4), classes), float32."""
+    states: tuple[Features, ...]
+    """The encoder's maps, largest first."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A segmentation network as pure functions. Parameters are a plain nested dict of float32
+    arrays; `trainable` tells those that are learned from those that are constants.
+    """
+
+    name: str
+    classes: int
+    init: Callable[[PRNGKey], Params]
+    """Fresh parameters from a key."""
+    apply: Callable[[Params, Image], Features]
+    """(params, image) -> logits (b, ceil(h / 4), ceil(w / 4), classes), float32.
+
+    The image is (b, h, w, 3), or gray (b, h, w, 1), in [0, 1], of any size from `smallest`;
+    normalising it is the network's own business.
+    """
+    network: Callable[[Params, Image], Segmented]
+    """The bare network, for an image that is normalised already."""
+    smallest: int
+    """The fewest pixels along a side."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Head:
+    """A segmentation head on features, as pure functions."""
+
+    channels: int
+    """Of the features."""
+    classes: int
+    init: Callable[[PRNGKey], Params]
+    """Fresh parameters from a key."""
+    apply: Callable[[Params, Features], Features]
+    """(params, features (b, h, w, channels)) -> logits on the grid of `Segmenter.apply`, float32.
+    """
+
+
+def resize_logits(logits: Features, height: int, width: int) -> Features:
+    """Logits at the size of an image or a label map, bilinear, in float32: for losses and for the
+    arg max.
+    """
+    return bilinear(logits.astype(jnp.float32), height, width)
+
+
+CONSTANTS = ("mean", "var")
+"""Names of parameters that are kept statistics: no network learns them."""
+
+
+def trainable(params: Params) -> Params:
+    """The same tree of bools, False for constants.
+
+    The gradient of a constant is exactly zero, so plain Adam leaves it alone; weight decay does
+    not, and is masked with this tree.
+    """
+    return {
+        name: trainable(value) if isinstance(value, dict) else name not in CONSTANTS
+        for name, value in params.items()
+    }
 
 
 def functional(

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxfuse.models.base import Fused, Model, functional
+from jaxfuse.models.base import Fused, Model, check_shapes, functional
 from jaxfuse.models.layers import (
+    Chain,
     Compute,
     LayerNorm,
     constant,
@@ -223,37 +224,6 @@ class CouplingNode(nnx.Module):
         return jnp.concatenate([z1, z2], axis=-1)
 
 
-class Chain(nnx.Module):
-    """Equal submodules run one after the other.
-
-    They run as one scan over their stacked weights: XLA then compiles one of them, not all, and
-    rematerialisation holds on every backend (unrolled, XLA on CPU merges the recomputation away).
-    """
-
-    def __init__(self, modules: list[nnx.Module], compute: Compute):
-        self.length = len(modules)
-        self.compute = compute
-        for i, module in enumerate(modules):
-            setattr(self, f"at{i}", module)
-
-    def __getitem__(self, index: int) -> nnx.Module:
-        return getattr(self, f"at{index}")
-
-    def __call__(self, x: Features) -> Features:
-        if self.length == 1 and not self.compute.rematerialise:
-            return self[0](x)
-        split = [nnx.split(self[i]) for i in range(self.length)]
-        graph = split[0][0]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in split))
-
-        def body(x: Features, state: nnx.State) -> tuple[Features, None]:
-            return nnx.merge(graph, state)(x), None
-
-        if self.compute.rematerialise:
-            body = jax.checkpoint(body, prevent_cse=False)
-        return lax.scan(body, x, stacked)[0]
-
-
 class Encoder(nnx.Module):
     """Luma or infrared -> (low-frequency, high-frequency) features, 64 channels each."""
 
@@ -352,24 +322,12 @@ def create(compute: Compute) -> Model:
 
     init, bind = functional(CrossFuse(compute))
 
-    def check(visible: Array, infrared: Array) -> None:
-        for name, image in (("visible", visible), ("infrared", infrared)):
-            if image.ndim != 4 or image.shape[-1] != 1:
-                raise ValueError(
-                    f"crossfuse: {name} has shape {image.shape}, needs (batch, height, width, 1): "
-                    "pass the luma of the visible image and one infrared channel"
-                )
-        if visible.shape != infrared.shape:
-            raise ValueError(
-                f"crossfuse: visible {visible.shape} and infrared {infrared.shape} differ in shape"
-            )
-
     def apply(params: Params, visible: Gray, infrared: Gray) -> Fused:
-        check(visible, infrared)
+        check_shapes("crossfuse", visible, infrared)
         return bind(params)(visible, infrared)
 
     def reconstruct(params: Params, visible: Gray, infrared: Gray) -> Fused:
-        check(visible, infrared)
+        check_shapes("crossfuse", visible, infrared)
         return bind(params).reconstruct(visible, infrared)
 
     return Model("crossfuse", init, apply, reconstruct, passes(compute))

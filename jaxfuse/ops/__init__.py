@@ -1,5 +1,5 @@
 """Pure functions on arrays, on device, clean under jit, vmap and grad."""
 
-from jaxfuse.ops import align, augment, color, filters
+from jaxfuse.ops import align, augment, color, filters, resize
 
-__all__ = ["align", "augment", "color", "filters"]
+__all__ = ["align", "augment", "color", "filters", "resize"]

@@ -77,16 +77,19 @@ def weak_aggressive(
     return weak, jax.vmap(blur)(blur_keys, weak)
 
 
-def paired_flips(keys: Key[Array, " b"], *images: Array) -> tuple[Array, ...]:
+def paired_flips(
+    keys: Key[Array, " b"], *images: Array, vertical: bool = True
+) -> tuple[Array, ...]:
     """Mirrors each example left-right and up-down, each with probability 1/2, all images alike.
 
     images: arrays (b, h, w, ...) of any type, such as visible and infrared images and label maps.
+    vertical: whether up-down is one of the two; a street upside down is no street.
     """
     _check_keys(keys, images, "paired_flips")
     flips = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(2,)))(keys)
 
     def mirror(image: Array) -> Array:
-        for axis in (1, 2):
+        for axis in (1, 2) if vertical else (2,):
             flip = flips[:, axis - 1].reshape((-1,) + (1,) * (image.ndim - 1))
             image = jnp.where(flip, jnp.flip(image, axis), image)
         return image

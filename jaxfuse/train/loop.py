@@ -26,7 +26,7 @@ from jaxfuse.methods import Method, Stage
 from jaxfuse.models import Model
 from jaxfuse.train import setup, steps
 from jaxfuse.train.state import TrainState, init_state
-from jaxfuse.train.writers import JsonLines, TensorBoard, Terminal, Writer
+from jaxfuse.train.writers import JsonLines, TensorBoard, Terminal, Writer, last_record
 
 
 class TrainingError(UserError, RuntimeError):
@@ -48,6 +48,8 @@ class Outcome:
     loss: float | None
     """Mean training loss since the log line before the last; None where no step was left to do."""
     folder: Path
+    doubts: tuple[str, ...] = ()
+    """What the last log line says against the run: with any, it has not succeeded."""
 
 
 def run(experiment: Experiment, folder: str | Path) -> Outcome:
@@ -121,13 +123,16 @@ class _Session:
 
     def run(self, state: TrainState, step: int, stop: threading.Event) -> Outcome:
         config, method = self.experiment.train, self.method
+        doubts: tuple[str, ...]
         if step >= method.steps:
             self.terminal.say(f"{self.folder}: already complete ({method.steps} steps)")
-            return Outcome(step, None, self.folder)
+            doubts = tuple(method.doubts(last_record(self.folder / "log.jsonl")))
+            return Outcome(step, None, self.folder, doubts)
         batches = self.data.pipeline.batches(step)
         stage: Stage | None = None
         pending: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
+        doubts = ()
         since = time.monotonic()
         try:
             while step < method.steps:
@@ -147,6 +152,9 @@ class _Session:
                     record = self._summary(state, step, stage, pending, since)
                     if saving and not stopping:  # who asked to stop may not wait for long
                         record |= self._validate(state, stage)
+                    before, doubts = doubts, tuple(method.doubts(record))
+                    if doubts and not before:
+                        self.terminal.say(f"step {step}: {'; '.join(doubts)}")
                     # Logged first: a checkpoint on disk then means that the log reaches it.
                     for writer in self.writers:
                         writer.write(record)
@@ -162,7 +170,7 @@ class _Session:
         finally:
             batches.close()
         self.checkpoints.wait()
-        return Outcome(step, record["loss"], self.folder)
+        return Outcome(step, record["loss"], self.folder, doubts)
 
     def _step(self, stage: Stage) -> steps.Step:
         accumulate = self.experiment.train.accumulate
@@ -239,14 +247,13 @@ class _Session:
                 "config": json.dumps(info["config"]),
             }
             params = jax.device_get(self.method.deploy(state.params))
-            weights.save_weights(
-                self.folder / "weights.safetensors", self.model.name, params, metadata
-            )
+            name = self.method.network or self.model.name
+            weights.save_weights(self.folder / "weights.safetensors", name, params, metadata)
             rank = (ranks["stage"], -ranks["loss"])
             best = self.folder / "best.safetensors"
             if not math.isnan(ranks["loss"]) and rank >= _rank_of(best):
                 said = {"rank_stage": repr(rank[0]), "rank_loss": repr(-rank[1])}
-                weights.save_weights(best, self.model.name, params, {**metadata, **said})
+                weights.save_weights(best, name, params, {**metadata, **said})
         self.checkpoints.save(step, state, info, ranks)
 
 

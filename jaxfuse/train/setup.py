@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxfuse import __version__, methods, models
+from jaxfuse import __version__, methods, models, weights
 from jaxfuse.config import (
     ConfigError,
+    CrossFuseConfig,
     Experiment,
+    SegmentationConfig,
     SourceConfig,
     UserError,
     changed_fields,
@@ -25,12 +27,13 @@ from jaxfuse.config import (
 from jaxfuse.data.pairs import Pairs
 from jaxfuse.data.patches import PatchIndex
 from jaxfuse.data.pipeline import Pipeline, validation_batches
-from jaxfuse.data.sources import open_source
+from jaxfuse.data.sources import open_source, require_labels
 from jaxfuse.methods import Facts, Method
 from jaxfuse.methods.external import Selection, select, target_means
 from jaxfuse.models import Model
+from jaxfuse.shapes import Params
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a run folder of before can no longer be continued."""
 
 
@@ -46,6 +49,7 @@ def check(experiment: Experiment, devices: int) -> None:
             f"model.name = {experiment.model.name!r}: choose one of "
             f"{', '.join(sorted(models.MODELS))}"
         )
+    _check_segmenter(experiment)
     rows = {"train.batch_size": train.batch_size}
     if external.kept_online:
         rows |= {"data.external.pool": external.pool, "data.external.keep": external.keep}
@@ -68,6 +72,23 @@ def check(experiment: Experiment, devices: int) -> None:
         raise ConfigError(
             "train.tensorboard = True: needs tensorboardX: "
             'install jaxfuse with its extra "tensorboard", or set it to False'
+        )
+
+
+def _check_segmenter(experiment: Experiment) -> None:
+    method = experiment.method
+    if isinstance(method, CrossFuseConfig):
+        return
+    if method.segmenter not in models.SEGMENTERS:
+        raise ConfigError(
+            f"method.segmenter = {method.segmenter!r}: choose one of "
+            f"{', '.join(sorted(models.SEGMENTERS))}"
+        )
+    smallest = models.create_segmenter(method.segmenter, method.classes).smallest
+    if experiment.data.patch_size < smallest:
+        raise ConfigError(
+            f"data.patch_size = {experiment.data.patch_size}: {method.segmenter} needs {smallest} "
+            "pixels along each side at least"
         )
 
 
@@ -165,9 +186,9 @@ class Data:
 
 def open_set(field: str, source: SourceConfig) -> Pairs:
     """Opens a set; where its folder is missing the error says which setting names it."""
-    for name in ("root", "infrared", "visible"):
+    for name in ("root", "infrared", "visible", "labels"):
         place = getattr(source, name)
-        if source.kind == "folders" and place and not Path(place).is_dir():
+        if source.kind != "synthetic" and place and not Path(place).is_dir():
             without = ", or data.external.alignment to none" if field == "data.external" else ""
             raise ConfigError(
                 f"{field}.{name} = {place!r}: no such folder: set {field}.{name} to a folder of "
@@ -179,7 +200,9 @@ def open_set(field: str, source: SourceConfig) -> Pairs:
 def open_data(experiment: Experiment) -> Data:
     """Opens the sets, aligns offline, builds the pipeline. Raises DataError or ConfigError."""
     data, train = experiment.data, experiment.train
+    classes = experiment.method.labelled_classes
     target = open_set("data.target", data.target)
+    _check_labels("data.target", target, classes)
     extra = pool = selection = means = None
     if data.external.alignment != "none":
         external = open_set("data.external", data.external)
@@ -207,21 +230,38 @@ def open_data(experiment: Experiment) -> Data:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_bytes=data.cache_mib << 20,
+        classes=classes,
     )
     validation: list[dict[str, np.ndarray]] = []
     if data.validation.kind != "none":
+        unseen = open_set("data.validation", data.validation)
+        _check_labels("data.validation", unseen, classes)
         validation = validation_batches(
-            open_set("data.validation", data.validation),
+            unseen,
             data.patch_size,
             data.stride,
             train.batch_size,
             threads=data.threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            classes=classes,
         )
     epoch = train.steps_per_epoch or pipeline.steps_per_epoch
     facts = Facts(epoch, means, data.external.kept_online)
     return Data(pipeline, facts, validation, selection)
+
+
+def _check_labels(field: str, pairs: Pairs, classes: int) -> None:
+    """Raises where a method learns from labels of `classes` and the set has others or none."""
+    if not classes:
+        return
+    require_labels(field, pairs)
+    known = getattr(pairs, "classes", None)
+    if known is not None and len(known) != classes:
+        raise ConfigError(
+            f"method.classes = {classes}, but the labels of {field} have {len(known)} classes "
+            f"({', '.join(known.names)}): set method.classes to {len(known)}"
+        )
 
 
 def remarks(experiment: Experiment, data: Data) -> list[str]:
@@ -241,7 +281,24 @@ def remarks(experiment: Experiment, data: Data) -> list[str]:
 
 
 def build(experiment: Experiment, facts: Facts) -> tuple[Model, Method]:
-    """The network and the way to train it."""
+    """The network and the way to train it. Raises WeightsError for a start that does not fit."""
     config = experiment.model
     model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
-    return model, methods.build(experiment.method, model, facts)
+    return model, methods.build(experiment.method, model, facts, _start(experiment))
+
+
+def _start(experiment: Experiment) -> Params | None:
+    """The parameters that the config names for the segmentation network to start from."""
+    method = experiment.method
+    if isinstance(method, CrossFuseConfig):
+        return None
+    start = method.start if isinstance(method, SegmentationConfig) else method.segmenter_weights
+    if not start:
+        return None
+    read = weights.load_weights(start, method.classes)
+    if read.name != method.segmenter:
+        raise weights.WeightsError(
+            f"{weights.find(start)}: holds {read.name}, but method.segmenter = "
+            f"{method.segmenter!r}: give weights of that network, or set method.segmenter"
+        )
+    return read.params

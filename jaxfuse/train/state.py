@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfuse.methods import Method
+from jaxfuse.methods import Memory, Method
 from jaxfuse.shapes import Array, Params, PRNGKey
 
 
@@ -18,6 +18,8 @@ class TrainState(NamedTuple):
     """int32 (): steps done, which is also the position in the data."""
     params: Params
     opt_state: Any
+    memory: Memory
+    """What the method keeps from step to step."""
     key: PRNGKey
     """The run's key; never advanced, step s uses fold_in(key, s)."""
     bad_step: Array
@@ -35,6 +37,7 @@ def init_state(method: Method, key: PRNGKey) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=method.stages[0].tx.init(params),
+        memory=method.memory(params),
         key=run_key,
         bad_step=jnp.full((), -1, jnp.int32),
     )

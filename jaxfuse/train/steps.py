@@ -43,7 +43,7 @@ def update(
         examples, notes = stage.prepare(batch, key, axis_name)
     with jax.named_scope("gradient"):
         loss, metrics, grads = _value_and_grad(
-            stage, state.params, examples, key, progress, axis_name, accumulate
+            stage, state, examples, key, progress, axis_name, accumulate
         )
         if axis_name is not None:
             loss, metrics, grads = lax.pmean((loss, metrics, grads), axis_name)
@@ -51,29 +51,31 @@ def update(
     with jax.named_scope("update"):
         updates, opt_state = stage.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        memory = stage.remember(state.memory, params, metrics)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.bad_step < 0)
-    params, opt_state = jax.tree.map(
+    params, opt_state, memory = jax.tree.map(
         lambda new, old: jnp.where(good, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
+        (params, opt_state, memory),
+        (state.params, state.opt_state, state.memory),
     )
     bad_step = jnp.where(good | (state.bad_step >= 0), state.bad_step, state.step)
-    new_state = TrainState(state.step + 1, params, opt_state, state.key, bad_step)
+    new_state = TrainState(state.step + 1, params, opt_state, memory, state.key, bad_step)
     return new_state, {"loss": loss, "grad_norm": norm, **metrics, **notes}
 
 
 def _value_and_grad(
     stage: Stage,
-    params: Params,
+    state: TrainState,
     examples: Batch,
     key: PRNGKey,
     progress: Scalar,
     axis_name: str | None,
     parts: int,
 ) -> tuple[Scalar, Metrics, Params]:
+    params, memory = state.params, state.memory
     run = jax.value_and_grad(stage.objective, has_aux=True)
     if parts == 1:
-        (loss, metrics), grads = run(params, examples, key, progress, axis_name)
+        (loss, metrics), grads = run(params, memory, examples, key, progress, axis_name)
         return loss, metrics, grads
     count = len(next(iter(examples.values())))
     if count % parts:
@@ -87,13 +89,13 @@ def _value_and_grad(
         return x.reshape(count // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def body(total: Any, part: Batch) -> tuple[Any, None]:
-        (loss, metrics), grads = run(params, part, key, progress, axis_name)
+        (loss, metrics), grads = run(params, memory, part, key, progress, axis_name)
         return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
 
     pieces = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], pieces)
     (loss, metrics), grads = jax.eval_shape(
-        lambda part: run(params, part, key, progress, axis_name), first
+        lambda part: run(params, memory, part, key, progress, axis_name), first
     )
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads))
     total, _ = lax.scan(body, zero, pieces)
@@ -121,7 +123,7 @@ def make_validation(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], S
     def evaluate(state: TrainState, batch: Batch) -> Scalar:
         progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
         examples, _ = stage.prepare_validation(batch, state.key, None)
-        return stage.objective(state.params, examples, state.key, progress, None)[0]
+        return stage.objective(state.params, state.memory, examples, state.key, progress, None)[0]
 
     return jax.jit(evaluate, in_shardings=(replicated, rows), out_shardings=replicated)
 

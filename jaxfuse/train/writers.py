@@ -90,6 +90,16 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
+def last_record(path: Path) -> dict[str, Any]:
+    """The numbers of a log's last whole line; {} where there is none."""
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except OSError:
+        return {}
+    whole = [line for line in lines if math.isfinite(_step_of(line))]
+    return {k: x for k, x in json.loads(whole[-1]).items() if x is not None} if whole else {}
+
+
 class TensorBoard:
     """TensorBoard event files, through tensorboardX (no TensorFlow).
 

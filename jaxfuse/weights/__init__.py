@@ -6,12 +6,8 @@ read by `torch.load(weights_only=True)` only: code in a file never runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import uuid
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxfuse import __version__, convert
-from jaxfuse.config import UserError
-from jaxfuse.models import MODELS
+from jaxfuse.convert import segformer
+from jaxfuse.models import MODELS, SEGMENTERS, Compute, Segmenter, create
+from jaxfuse.models.mit import Architecture
+from jaxfuse.models.segformer import ARCHITECTURES
 from jaxfuse.shapes import Params
+from jaxfuse.weights import files
+from jaxfuse.weights.files import WeightsError
 
 FORMAT = "jaxfuse-1"
-TORCH_SUFFIXES = (".pth", ".pt")
-_PRETRAINED = Path(__file__).resolve().parent / "pretrained"
-
-
-class WeightsError(UserError, ValueError):
-    """Weights that cannot be read or written; the message names the file and the remedy."""
+_PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Weights:
     """Parameters of a network and where they come from."""
 
     name: str
-    """Name in `jaxfuse.models.MODELS`."""
+    """Name in `jaxfuse.models.MODELS` or `SEGMENTERS`; "segformer" for sizes that are neither's."""
     params: Params
     """Nested dict of float32 NumPy arrays."""
     metadata: dict[str, str]
@@ -61,16 +56,18 @@ def find_packaged(name: str) -> Path:
 
 
 def find(path_or_name: str | Path) -> Path:
-    """The file of a path, a run folder (its weights.safetensors) or a packaged name."""
+    """The file of a path, a run folder (its weights.safetensors), a folder of Hugging Face's (its
+    model.safetensors) or a packaged name.
+    """
     path = Path(path_or_name)
     if path.is_dir():
-        inside = path / "weights.safetensors"
-        if not inside.exists():
-            raise WeightsError(
-                f"{path}: holds no weights.safetensors: a run writes it with its first "
-                "checkpoint; train on, or name a file"
-            )
-        return inside
+        for name in ("weights.safetensors", "model.safetensors"):
+            if (path / name).exists():
+                return path / name
+        raise WeightsError(
+            f"{path}: holds no weights.safetensors: a run writes it with its first checkpoint; "
+            "train on, or name a file (of Hugging Face's folders, model.safetensors is read)"
+        )
     if path.exists():
         return path
     if path.suffix or len(path.parts) > 1:
@@ -78,29 +75,48 @@ def find(path_or_name: str | Path) -> Path:
     return find_packaged(str(path))
 
 
-def load_weights(path_or_name: str | Path) -> Weights:
+def load_weights(path_or_name: str | Path, classes: int | None = None) -> Weights:
     """Reads weights of any known kind; see `find` for what may be named. Parameters come back as
     float32.
 
     Ours as safetensors or npz; the published PyTorch layout as .pth/.pt, safetensors or npz, with
-    keys `module/name` or `module.name`. Raises WeightsError for anything else, damaged files and
-    wrong shapes.
+    keys `module/name` or `module.name`; Hugging Face's SegFormer as safetensors or npz. Raises
+    WeightsError for anything else, damaged files and wrong shapes.
+    classes: what a segmentation network must have. A published encoder alone gets a fresh head of
+    so many (of key 0, said in the metadata), and is an error without.
     """
     path = find(path_or_name)
-    with _explained(path):
-        if path.suffix in TORCH_SUFFIXES:
-            return _from_modules(path, _read_torch(path))
+    with files.explained(path):
+        if path.suffix in files.TORCH_SUFFIXES:
+            return _from_modules(path, files.read_torch(path))
         if path.suffix == ".safetensors":
-            flat, metadata = _read_safetensors(path)
+            flat, metadata = files.read_safetensors(path)
         elif path.suffix == ".npz":
-            flat, metadata = _read_npz(path)
+            flat, metadata = files.read_npz(path)
         else:
             raise WeightsError(
                 f"{path}: unknown kind {path.suffix!r}: use .safetensors, .npz, .pth or .pt"
             )
+        if segformer.recognised(flat):
+            return _from_huggingface(path, flat, metadata, classes)
         if any("." in key for key in flat):
             return _from_modules(path, _modules_of(flat))
-        return _from_ours(path, flat, metadata)
+        return _from_ours(path, flat, metadata, classes)
+
+
+def load_segmenter(
+    path_or_name: str | Path, classes: int | None = None, compute_dtype: str = "float32"
+) -> tuple[Segmenter, Params]:
+    """A segmentation network with its weights; `classes` as for `load_weights`."""
+    path = find(path_or_name)
+    read = load_weights(path, classes)
+    if read.name in MODELS:
+        raise WeightsError(
+            f"{path}: holds {read.name}, a fusion network: give weights of a segmentation network"
+        )
+    found = read.params["head"]["classifier"]["bias"].size
+    sizes = _sizes(read.name, dict(_flatten(read.params)), read.metadata)
+    return segformer.segmenter(sizes, found, Compute(compute_dtype)), read.params
 
 
 def save_weights(
@@ -124,7 +140,7 @@ def save_weights(
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise WeightsError(f"{path}: {key} is not finite in {dtype}: nothing was written")
     about = {"jaxfuse": __version__, **(metadata or {}), "format": FORMAT, "model": name}
-    _write_flat(path, flat, {key: str(value) for key, value in about.items()})
+    files.write_flat(path, flat, {key: str(value) for key, value in about.items()})
 
 
 def export_weights(path: str | Path, weights: Weights) -> None:
@@ -132,12 +148,25 @@ def export_weights(path: str | Path, weights: Weights) -> None:
     not at all.
 
     The published scripts load a .pth as it is: names start with `module.` as nn.DataParallel has
-    them. The other kinds have keys `module/name` with our module names.
+    them. The other kinds have keys `module/name` with our module names. Segmentation networks get
+    Hugging Face's names; the file also holds the text of a config.json, which is put beside a
+    model.safetensors where there is none.
     """
     path = Path(path)
+    if weights.name not in MODELS:
+        if path.suffix in files.TORCH_SUFFIXES:
+            raise WeightsError(
+                f"{path}: {weights.name} is exchanged as .safetensors or .npz: name such a file"
+            )
+        about = {"format": "pt", "model": weights.name, "config": _config_text(weights)}
+        files.write_flat(path, segformer.to_huggingface(weights.params), about)
+        beside = path.with_name("config.json")
+        if path.name == "model.safetensors" and not beside.exists():
+            files.write_text(beside, about["config"])
+        return
     modules = convert.to_torch(weights.name, weights.params)
-    if path.suffix in TORCH_SUFFIXES:
-        torch = _torch(path)
+    if path.suffix in files.TORCH_SUFFIXES:
+        torch = files.import_torch(path)
         published = {ours: theirs for theirs, ours in convert.MODULE_NAMES.items()}
         state = {
             published.get(module, module): {
@@ -145,7 +174,7 @@ def export_weights(path: str | Path, weights: Weights) -> None:
             }
             for module, arrays in modules.items()
         }
-        with _replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             torch.save(state, temporary)
         return
     flat = {
@@ -153,7 +182,7 @@ def export_weights(path: str | Path, weights: Weights) -> None:
         for module, arrays in modules.items()
         for name, array in arrays.items()
     }
-    _write_flat(path, flat, {"model": weights.name, "layout": "torch"})
+    files.write_flat(path, flat, {"model": weights.name, "layout": "torch"})
 
 
 def convert_file(
@@ -161,16 +190,18 @@ def convert_file(
     target: str | Path,
     layout: Literal["jaxfuse", "torch"] = "jaxfuse",
     overwrite: bool = False,
+    classes: int | None = None,
 ) -> str:
     """Reads any known weights and writes them in one layout; tells what was done in one line.
 
-    Raises WeightsError for a target that exists, unless `overwrite`.
+    `classes` as for `load_weights`. Raises WeightsError for a target that exists, unless
+    `overwrite`.
     """
     target = Path(target)
     if target.exists() and not overwrite:
         raise WeightsError(f"{target}: exists already: add --overwrite, or name another file")
-    weights = load_weights(source)
-    if target.suffix in TORCH_SUFFIXES and layout != "torch":
+    weights = load_weights(source, classes)
+    if target.suffix in files.TORCH_SUFFIXES and layout != "torch":
         raise WeightsError(
             f"{target}: .pth is the published layout's kind: add --layout torch, or write "
             ".safetensors"
@@ -180,7 +211,14 @@ def convert_file(
     else:
         save_weights(target, weights.name, weights.params, weights.metadata)
     count = sum(value.size for _, value in _flatten(weights.params))
-    return f"{target}: {weights.name}, {count:,} parameters, {layout} layout"
+    head = ", a fresh head" if weights.metadata.get("head") == "fresh" else ""
+    return f"{target}: {weights.name}, {count:,} parameters{head}, {layout} layout"
+
+
+def _config_text(weights: Weights) -> str:
+    sizes = _sizes(weights.name, dict(_flatten(weights.params)), weights.metadata)
+    classes = weights.params["head"]["classifier"]["bias"].size
+    return json.dumps(segformer.huggingface_config(sizes, classes))
 
 
 def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,16 +229,27 @@ def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _expected(name: str) -> dict[str, Any]:
-    """What our layout holds for a model: arrays without values, by key."""
-    import jax
+def _nested(flat: Mapping[str, np.ndarray]) -> Params:
+    params: Params = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return params
 
-    from jaxfuse.models import create
+
+def _expected(name: str) -> dict[str, Any]:
+    """What our layout holds for a fusion model: arrays without values, by key."""
+    import jax
 
     return dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
 
 
-def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]) -> Weights:
+def _from_ours(
+    path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str], classes: int | None
+) -> Weights:
     written_as = metadata.get("format", FORMAT)
     if written_as != FORMAT:
         raise WeightsError(
@@ -208,13 +257,23 @@ def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
             "convert the file with the version that wrote it"
         )
     # Files that other tools have rewritten may have lost what we said of them.
-    name = metadata.get("model") or max(MODELS, key=lambda n: len(_expected(n).keys() & flat))
-    if name not in MODELS:
+    segments = "head/classifier/bias" in flat
+    name = metadata.get("model") or (
+        segformer.name_of(_sizes("", flat, metadata))
+        if segments
+        else max(MODELS, key=lambda n: len(_expected(n).keys() & flat))
+    )
+    if name in MODELS:
+        expected = _expected(name)
+    elif name in SEGMENTERS or name == segformer.NAME:
+        found = flat["head/classifier/bias"].size if segments else classes or 2
+        _check_classes(path, found, classes)
+        expected = dict(_flatten(segformer.abstract(_sizes(name, flat, metadata), found)))
+    else:
         raise WeightsError(
             f"{path}: holds a model {name!r} that this version does not have: "
-            f"{', '.join(sorted(MODELS))}"
+            f"{', '.join(sorted([*MODELS, *SEGMENTERS]))}"
         )
-    expected = _expected(name)
     for what, keys in (
         ("lacks", expected.keys() - flat.keys()),
         ("has unknown", flat.keys() - expected.keys()),
@@ -223,19 +282,80 @@ def _from_ours(path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str]
             raise WeightsError(
                 f"{path}: {what} array {min(keys)!r} ({len(keys)} in all): not weights of {name}"
             )
-    params: Params = {}
     for key, like in expected.items():
         if flat[key].shape != like.shape:
             raise WeightsError(
                 f"{path}: {key} has shape {flat[key].shape}, {name} needs {like.shape}"
             )
-        *parents, leaf = key.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = _as_float32(path, key, flat[key])
+    params = _nested({key: _as_float32(path, key, flat[key]) for key in expected})
     about = {k: v for k, v in metadata.items() if k not in ("format", "model")}
     return Weights(name, params, about)
+
+
+def _sizes(name: str, flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Architecture:
+    """The sizes of a segmentation network: published ones, or those of its arrays."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    config = json.loads(metadata["config"]) if "config" in metadata else None
+    return segformer.architecture(segformer.to_huggingface(_nested(flat)), config)
+
+
+def _check_classes(path: Path, found: int, classes: int | None) -> None:
+    if classes not in (None, found):
+        raise WeightsError(
+            f"{path}: has {found} classes, {classes} are asked for: ask for {found}, or take "
+            "weights that were trained on the same class list"
+        )
+
+
+def _from_huggingface(
+    path: Path, flat: dict[str, np.ndarray], metadata: dict[str, str], classes: int | None
+) -> Weights:
+    import jax
+
+    config = _huggingface_config(path, metadata)
+    named = {
+        name: _as_float32(path, name, array)
+        for name, array in segformer.normalise_names(flat).items()
+    }
+    sizes, params = segformer.from_huggingface(named, config)
+    name, about = segformer.name_of(sizes), {"source": path.name}
+    if "head" in params:
+        classes_found = params["head"]["classifier"]["bias"].size
+        _check_classes(path, classes_found, classes)
+    elif classes is None:
+        raise WeightsError(
+            f"{path}: holds the encoder of {name} and no segmentation head: say how many classes a "
+            "fresh one is to have (--classes N), and train it"
+        )
+    else:
+        fresh = segformer.segmenter(sizes, classes, Compute()).init(jax.random.key(0))
+        params["head"] = jax.tree.map(np.asarray, fresh["head"])
+        about["head"] = "fresh"
+    if name == segformer.NAME:
+        found = params["head"]["classifier"]["bias"].size
+        about["config"] = json.dumps(segformer.huggingface_config(sizes, found))
+    return Weights(name, params, about)
+
+
+def _huggingface_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The config.json beside a file, else what the file says itself, else None."""
+    beside = path.with_name("config.json")
+    text = beside.read_text(encoding="utf8") if beside.exists() else metadata.get("config")
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{beside}: is not JSON ({error}): get it again") from error
+    # A training run's folder has a config.json of another kind.
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in (None, "segformer"):
+        raise WeightsError(
+            f"{beside}: describes a model of type {kind!r}, the arrays beside it are a SegFormer: "
+            "get both from the same place"
+        )
+    return config if kind else None
 
 
 def _as_float32(path: Path, key: str, array: np.ndarray) -> np.ndarray:
@@ -276,124 +396,3 @@ def _modules_of(flat: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
         module, _, name = key.partition("/") if "/" in key else key.partition(".")
         modules.setdefault(module, {})[name] = value
     return modules
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-
-
-def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    # np.load leaves a damaged file open that it has opened itself.
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        flat = {key: file[key] for key in file.files}
-    about = flat.pop("__metadata__", None)
-    return flat, json.loads(str(about)) if about is not None else {}
-
-
-def _read_torch(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    torch = _torch(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # Checkpoints also hold numbers such as the epoch: only dicts of arrays are modules.
-    modules = {
-        module: {name: tensor.detach() for name, tensor in arrays.items()}
-        for module, arrays in (state.items() if isinstance(state, Mapping) else ())
-        if isinstance(arrays, Mapping)
-        and arrays
-        and all(isinstance(tensor, torch.Tensor) for tensor in arrays.values())
-    }
-    if not modules:
-        raise WeightsError(
-            f"{path}: expected a dict of state dicts with keys {', '.join(convert.MODULE_NAMES)}"
-        )
-    return {
-        str(module): {
-            name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
-            for name, tensor in arrays.items()
-        }
-        for module, arrays in modules.items()
-    }
-
-
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(
-            f'{path}: {path.suffix} files need PyTorch: install jaxfuse with its extra "convert"'
-        ) from error
-    return torch
-
-
-def _write_flat(path: Path, flat: dict[str, np.ndarray], about: dict[str, str]) -> None:
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save
-
-        with _replacing(path) as temporary:
-            temporary.write_bytes(save(flat, metadata=about))
-    elif path.suffix == ".npz":
-        with _replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, __metadata__=np.array(json.dumps(about)), **flat)
-    else:
-        raise WeightsError(
-            f"{path}: cannot write {path.suffix!r}: use .safetensors or .npz (or .pth with "
-            "--layout torch)"
-        )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` once it is complete; else it is removed."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # Some file systems report a full disk only here.
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise WeightsError(
-            f"{path}: cannot be written ({reason}): free some space or choose another place; what "
-            "was there before is unchanged"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except WeightsError:
-        raise
-    except convert.ConvertError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
-        raise WeightsError(
-            f"{path}: damaged or not a weights file ({_first_line(error)}): get it again"
-        ) from error
-    except Exception as error:
-        # safetensors and the unpickler raise types of their own.
-        if type(error).__module__.split(".")[0] not in (
-            "safetensors_rust",
-            "safetensors",
-            "pickle",
-            "_pickle",
-            "torch",
-        ):
-            raise
-        raise WeightsError(
-            f"{path}: damaged or not a weights file ({_first_line(error)}): get it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if "weights_only" in line or "allow_pickle" in line:
-        # What the libraries advise here is to run the code in the file.
-        return "holds something else than plain arrays, and code in a weights file is never run"
-    return line

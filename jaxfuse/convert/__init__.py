@@ -2,7 +2,8 @@
 
 Torch convolutions are (out, in / groups, height, width); ours are (height, width, in, out), 1x1
 (in, out) and depthwise (height, width, channels). Nothing is guessed: a missing, unknown or
-misshapen array is an error.
+misshapen array is an error. Fusion networks are here, segmentation networks in
+`jaxfuse.convert.segformer`.
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ class Entry(NamedTuple):
     name: str
     path: tuple[str, ...]
     layout: str
-    """vector, head (n, 1, 1), dense (3x3), point (1x1), depthwise (3x3)."""
+    """vector, head (n, 1, 1), linear, dense (k x k), point (1x1), depthwise (3x3)."""
 
 
-_TO_OURS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+TO_OURS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "vector": lambda a: a,
     "head": lambda a: a[:, 0, 0],
+    "linear": lambda a: a.T,
     "dense": lambda a: a.transpose(2, 3, 1, 0),
     "point": lambda a: a[:, :, 0, 0].T,
     "depthwise": lambda a: a[:, 0].transpose(1, 2, 0),
 }
-_TO_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+TO_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "vector": lambda a: a,
     "head": lambda a: a[:, None, None],
+    "linear": lambda a: a.T,
     "dense": lambda a: a.transpose(3, 2, 0, 1),
     "point": lambda a: a.T[:, :, None, None],
     "depthwise": lambda a: a.transpose(2, 0, 1)[:, None],
@@ -184,7 +187,7 @@ def from_torch(name: str, modules: TorchModules) -> Params:
         node = params
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
-        node[entry.path[-1]] = np.ascontiguousarray(_TO_OURS[entry.layout](array), np.float32)
+        node[entry.path[-1]] = np.ascontiguousarray(TO_OURS[entry.layout](array), np.float32)
     return params
 
 
@@ -195,7 +198,7 @@ def to_torch(name: str, params: Params) -> dict[str, dict[str, np.ndarray]]:
         leaf = params
         for key in entry.path:
             leaf = leaf[key]
-        array = np.ascontiguousarray(_TO_TORCH[entry.layout](np.asarray(leaf, np.float32)))
+        array = np.ascontiguousarray(TO_TORCH[entry.layout](np.asarray(leaf, np.float32)))
         modules.setdefault(entry.module, {})[entry.name] = array
     return modules
 
@@ -211,5 +214,5 @@ def _torch_shapes(name: str, table: tuple[Entry, ...]) -> list[tuple[int, ...]]:
         leaf = abstract
         for key in entry.path:
             leaf = leaf[key]
-        shapes.append(_TO_TORCH[entry.layout](np.empty(leaf.shape, np.bool_)).shape)
+        shapes.append(TO_TORCH[entry.layout](np.empty(leaf.shape, np.bool_)).shape)
     return shapes
