@@ -23,7 +23,13 @@ from jaxfuse.data.builders import classes as class_lists
 from jaxfuse.data.images import FileError
 from jaxfuse.data.sources import open_source
 from jaxfuse.data.synthetic import CLASSES, SyntheticPairs
-from jaxfuse.evaluate import downstream, downstream_panels, downstream_set, downstream_summary
+from jaxfuse.evaluate import (
+    downstream,
+    downstream_panels,
+    downstream_set,
+    downstream_summary,
+    panels,
+)
 from jaxfuse.evaluate import downstream_plan as plans
 from jaxfuse.evaluate import downstream_training as training
 from jaxfuse.evaluate.downstream import Judged
@@ -342,10 +348,10 @@ def test_panels_show_every_row_in_the_colours_of_the_list(found: Judged, tmp_pat
     number = downstream.to_show(found.times)[0]
     picture = downstream_panels.panel(found, number)
     labels = images.read_labels(found.pictures["labels"][number])
-    shown = downstream_panels.colours(labels, found.classes)
-    top = SIZE["height"] + downstream_panels.LINE + downstream_panels.GAP + downstream_panels.LINE
+    shown = panels.colours(labels, found.classes)
+    top = SIZE["height"] + panels.LINE + panels.GAP + panels.LINE
     np.testing.assert_array_equal(picture[top : top + 32, :48], shown)
-    assert [tuple(x) for x in downstream_panels.colours(np.array([255, 1]), found.classes)] == [
+    assert [tuple(x) for x in panels.colours(np.array([255, 1]), found.classes)] == [
         (255, 255, 255),
         found.classes.palette[1],
     ]

@@ -268,6 +268,7 @@ def test_every_network_can_be_trained(name: str) -> None:
     assert jax.tree.structure(method.deploy(state.params)) == jax.tree.structure(fused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_eight_devices_train_as_one(way: str) -> None:
     method = build(weighting="dwa", weighting_window=1)

@@ -16,7 +16,7 @@ from jaxfuse.models import MODELS, SEGMENTERS
 from jaxfuse.shapes import Params, PRNGKey
 
 CLASSES = 5
-LARGE = sorted(SEGMENTERS.keys() - {"segformer_tiny", "segformer_b0"})
+LARGE = sorted(SEGMENTERS.keys() - {"segformer_tiny"})
 """Too large to run each time: their shapes are."""
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

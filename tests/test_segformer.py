@@ -182,6 +182,7 @@ def test_images_are_normalised(small):
     np.testing.assert_allclose(apply(params, gray), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_depthwise_and_rematerialisation_change_nothing(small):
     segmenter, params = small
     image = noise(1, 32, 40, 3)
@@ -266,6 +267,7 @@ def test_parameter_counts(name):
         assert counted(params) == 3_752_694 + 2 * 256
 
 
+@pytest.mark.slow
 def test_the_tiny_network_learns():
     """Fresh statistics are no statistics: the network must learn without. Two classes, told apart
     by colour and by texture.

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tiny_network
 from jaxfuse import cli, config, models, weights
 from jaxfuse.config import Experiment, SegmentationConfig, SourceConfig, SSVIFConfig, UserError
+from jaxfuse.data.sources import open_source
 from jaxfuse.data.synthetic import CLASSES
+from jaxfuse.evaluate import panels, segments
+from jaxfuse.ops import color
 from jaxfuse.train import loop
 from run_folders import arrays, assert_equal_runs, records, saved_steps, upto
 
@@ -208,3 +213,84 @@ def test_a_label_map_may_ignore_some_pixels(tmp_path: Path) -> None:
     loop.run(learn_from(root, SegmentationConfig(classes=3, epochs=1)), tmp_path / "run")
     (last,) = records(tmp_path / "run")
     assert np.isfinite(last["loss"]) and 0 <= last["accuracy"] <= 1
+
+
+# What the two segmentations see.
+
+
+def test_segments_before_and_after_stage_two(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "seen"
+    assert cli.main(["segments", str(straight), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "before stage II: A and B agree" in said and "after stage II: A and B agree" in said
+    files = sorted(out.glob("*.png"))
+    assert len(files) == 4
+    run = segments.load(straight)
+    assert run.step == 12
+    for module in ("fusion", "head"):
+        pairs = zip(*map(jax.tree.leaves, (run.before[module], run.after[module])), strict=True)
+        assert any(not np.array_equal(a, b) for a, b in pairs), module
+    # Before: the fusion network as stage I left it, the others as they began.
+    first = weights.load_weights(straight / "stages" / "fusion.safetensors").params
+    assert jax.tree.all(jax.tree.map(np.array_equal, run.before["fusion"], first))
+    panel = cv2.imread(str(files[0]))
+    assert panel.shape[0] == 3 * (32 + panels.LINE + panels.GAP)
+    rows = np.split(panel, 3)
+    assert not np.array_equal(rows[1], rows[2])
+
+
+def test_the_signs_of_pictures_are_those_of_their_maps(straight: Path, tmp_path: Path) -> None:
+    run = segments.load(straight)
+    source = run.experiment.data.target
+    means, _ = segments.write(straight, open_source(source), tmp_path / "seen")
+    agreed = []
+    for i in range(source.scenes):
+        pair = open_source(source)[i]
+        visible, infrared = jnp.asarray(pair.visible)[None], jnp.asarray(pair.infrared)[None]
+        fused = run.networks.fusion.apply(run.after["fusion"], color.luma(visible), infrared)
+        a = run.networks.head.apply(run.after["head"], fused.features)
+        shown = color.replace_luma(visible, fused.image)
+        b = run.networks.segmenter.apply(run.after["segmenter"], shown)
+        agreed.append(np.mean(jnp.argmax(a, -1) == jnp.argmax(b, -1)))
+    assert means["after"]["agreement"] == pytest.approx(np.mean(agreed), abs=0.02)
+
+
+def test_runs_without_two_segmentations_are_refused(tmp_path: Path, straight: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        segments.load(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = config.to_json(experiment(LABELS))
+    (folder / "config.json").write_text(text, encoding="utf8")
+    with pytest.raises(UserError, match=r"guidance 'labels': only SSVIF's consistency"):
+        segments.load(folder)
+    early = upto(straight, 3, tmp_path / "early")
+    shutil.rmtree(early / "stages")
+    with pytest.raises(UserError, match="is at step 3, and stage II has not begun"):
+        segments.load(early)
+    small = SourceConfig(kind="synthetic", scenes=1, height=32, width=48)
+    assert run_smallest(straight) <= 32
+    with pytest.raises(UserError, match=r"16x48 pixels .*segformer_tiny needs"):
+        segments.write(straight, Low(open_source(small)), tmp_path / "out")
+
+
+def run_smallest(folder: Path) -> int:
+    return segments.load(folder).networks.segmenter.smallest
+
+
+class Low:
+    """Pairs whose headers say that they are 16 rows high."""
+
+    def __init__(self, pairs: Any) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def stem(self, index: int) -> str:
+        return self.pairs.stem(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return 16, self.pairs.size(index)[1]

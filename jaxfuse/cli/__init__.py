@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fuse": pictures.fuse,
     "evaluate": judging.evaluate,
     "report": judging.report,
+    "segments": judging.segments,
     "align": training.align,
     "data": sets.data,
     "convert": pictures.convert,

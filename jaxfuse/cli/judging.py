@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxfuse.cli.words import DONE, gather, parse, progress
+from jaxfuse.config import ConfigError
 
 REMARKS = 5
 """Pictures named before the rest is counted."""
@@ -225,4 +226,47 @@ def report(arguments: Sequence[str]) -> int:
 
     written = page.write(given.out, given.evaluation or None, given.run or None, given.title)
     print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
+    return DONE
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentsArguments:
+    """Look at the two segmentations of an SSVIF run and at what stage II did to the fused image.
+
+    Without --root it is the run's validation pairs, or else those it learned from.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder that `jaxfuse train` wrote."""
+    root: str = ""
+    """Folder of pairs: ir/ and vi/."""
+    split: str = ""
+    """Text file with one stem a line."""
+    out: Path = Path("segments")
+    """Folder for one picture a pair."""
+
+
+def segments(arguments: Sequence[str]) -> int:
+    """Look at what the two segmentations of an SSVIF run see."""
+    given = parse(SegmentsArguments, arguments, "segments")
+    if given.split and not given.root:
+        raise ConfigError(f"--split {given.split}: give --root DIR too")
+    from jaxfuse import distributed
+    from jaxfuse.config import SourceConfig
+    from jaxfuse.data.sources import open_source
+    from jaxfuse.evaluate import segments as job
+
+    distributed.compilation_cache()
+    data = job.load(given.run).experiment.data
+    source = data.validation if data.validation.kind != "none" else data.target
+    if given.root:
+        source = SourceConfig("folders", root=given.root, split=given.split)
+    means, written = job.write(given.run, open_source(source), given.out, progress("segmenting"))
+    for when, signs in means.items():
+        print(
+            f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "
+            f"{signs['classes_in_use']:.1f} classes in use in an image; confidence "
+            f"{signs['confidence']:.2f}"
+        )
+    print(f"{given.out}: {len(written)} pictures")
     return DONE

@@ -249,6 +249,9 @@ class _Session:
             params = jax.device_get(self.method.deploy(state.params))
             name = self.method.network or self.model.name
             weights.save_weights(self.folder / "weights.safetensors", name, params, metadata)
+            if step == stage.stop:
+                kept = self.folder / "stages" / f"{stage.name}.safetensors"
+                weights.save_weights(kept, name, params, metadata)
             rank = (ranks["stage"], -ranks["loss"])
             best = self.folder / "best.safetensors"
             if not math.isnan(ranks["loss"]) and rank >= _rank_of(best):
