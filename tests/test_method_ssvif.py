@@ -300,3 +300,22 @@ def test_eight_devices_train_as_one(way: str) -> None:
         for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True)
     ]
     assert max(norms) < 2e-4  # Adam divides rounding by rounding
+
+
+def test_the_segmentation_model_may_compute_in_bfloat16() -> None:
+    """Its logits differ from those in float32, slightly; parameters and losses stay float32."""
+    method = build(segmenter_dtype="bfloat16")
+    losses = {}
+    for name, each in (("float32", build()), ("bfloat16", method)):
+        params = each.init(jax.random.key(0))
+        stage = each.stages[1]
+        batch = jax.tree.map(jnp.asarray, make_batch())
+        examples, _ = stage.prepare(batch, jax.random.key(1), None)
+        _, metrics = quick(stage.objective)(
+            params, {}, examples, jax.random.key(2), jnp.float32(0.5)
+        )
+        losses[name] = float(metrics["guidance_loss"])
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+        assert metrics["guidance_loss"].dtype == jnp.float32
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)

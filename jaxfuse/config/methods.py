@@ -115,6 +115,8 @@ class SSVIFConfig:
     """Pseudo-classes; with labels or pretrained weights, the classes these have."""
     segmenter_weights: str = ""
     """Weights file the segmentation model starts from."""
+    segmenter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of segmentation model and head; `model.compute_dtype` is the fusion network's."""
     loss: Literal["cross_entropy", "kl", "cosine"] = "cross_entropy"
     """How far two predictions are apart."""
     sharpness: float = 2.0
@@ -203,6 +205,8 @@ class SegmentationConfig:
     """A name in `jaxfuse.models.SEGMENTERS`."""
     classes: int = 9
     """Labels are 0 to classes - 1, and 255 for what counts in nothing."""
+    segmenter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of its feature maps."""
     start: str = ""
     """Weights file to start from; empty starts from random parameters."""
     epochs: float = 20.0

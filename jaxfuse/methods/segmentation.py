@@ -41,7 +41,7 @@ def build(
 
     start: parameters to begin with, in place of random ones.
     """
-    segmenter = create_segmenter(config.segmenter, config.classes)
+    segmenter = create_segmenter(config.segmenter, config.classes, config.segmenter_dtype)
     steps = math.ceil(config.epochs * facts.steps_per_epoch)
     rising = min(max(1, round(config.warm_up * steps)), steps - 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rising, steps)

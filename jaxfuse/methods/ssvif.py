@@ -358,6 +358,6 @@ def make_networks(config: SSVIFConfig, model: Model) -> Networks:
     channels = jax.eval_shape(model.apply, params, size, size).features.shape[-1]
     return Networks(
         model,
-        light_head(channels, config.classes),
-        create_segmenter(config.segmenter, config.classes),
+        light_head(channels, config.classes, config.segmenter_dtype),
+        create_segmenter(config.segmenter, config.classes, config.segmenter_dtype),
     )
