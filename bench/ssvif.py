@@ -226,7 +226,7 @@ def summary(
         rows[name] = row
     means = {name: cells[name].mean.value for name in names}
     low, high = means[names[0]], means.get("supervised")
-    if high is not None:
+    if high is not None and high != low:
         for name in names[1:]:
             rows[name]["recovered"] = (means[name] - low) / (high - low)
     return rows

@@ -87,7 +87,9 @@ def test_tfds_prepares_and_reads_the_same(tmp_path: Path) -> None:
 
     root = tiny_downloads.make("msrs", tmp_path / "download")
     made("msrs", root, tmp_path / "out")
-    builder = tfds_builders.create("msrs", root, data_dir=str(tmp_path / "tfds"))
+    builder = tfds_builders.create(
+        "msrs", root, data_dir=str(tmp_path / "tfds"), allow_incomplete=True
+    )
     builder.download_and_prepare()
     ours = tfds.builder_from_directory(str(tmp_path / "out" / "msrs" / "1.0.0"))
     assert ours.info.features.keys() == builder.info.features.keys()
@@ -530,3 +532,12 @@ def test_a_mark_says_which_pairs_a_shard_holds(tmp_path: Path) -> None:
     assert dataclasses.asdict(layouts.PUBLIC["msrs"].classes)["names"] == tuple(
         complete["form"]["classes"]
     )
+
+
+def test_tfds_refuses_a_download_that_is_not_all_there(tmp_path: Path) -> None:
+    from jaxfuse.data.builders import tfds_builders
+
+    root = tiny_downloads.make("msrs", tmp_path / "download")
+    builder = tfds_builders.create("msrs", root, data_dir=str(tmp_path / "tfds"))
+    with pytest.raises(UnsoundError, match="1083"):
+        builder.download_and_prepare()

@@ -164,7 +164,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, repo: Path, tmp_path: 
     [
         ("train nope", ["no preset named 'nope'", "crossfuse, ", "demo", "run folder"]),
         ("align nope", ["no preset named 'nope'"]),
-        ("fly", ["no command 'fly'", "train, fuse, evaluate, report, align"]),
+        ("fly", ["no command 'fly'", "train, fuse, evaluate, report, segments, align"]),
         ("train absent.json", ["absent.json", "not a readable JSON config"]),
         ("train absent.py", ["absent.py: no such file"]),
         ("train demo --run", ["--run: name a folder"]),

@@ -213,3 +213,28 @@ def test_a_folder_is_not_ignored_where_the_kind_does_not_read_it() -> None:
         SourceConfig(kind="synthetic", root="pairs")
     with pytest.raises(ConfigError, match=r"source\.split = 'list\.txt'.*'none'"):
         SourceConfig(split="list.txt")
+
+
+def test_a_run_of_another_method_is_told_by_its_fields() -> None:
+    """Fields that only one of them has count as changed, in both directions."""
+    ours, theirs = Experiment(), Experiment(method=config.SSVIFConfig())
+    there = {name for name, _, _ in config.changed_fields(ours, theirs)}
+    back = {name for name, _, _ in config.changed_fields(theirs, ours)}
+    assert there == back
+    assert {"method.name", "method.crop_size", "method.anchor"} <= there
+
+
+def test_a_wrong_type_is_named_by_its_whole_path() -> None:
+    with pytest.raises(ConfigError, match=r"\$\.data\.patch_size"):
+        config.from_dict({"data": {"patch_size": "large"}})
+    with pytest.raises(ConfigError, match=r"method\.name = \['a'\]: choose one of"):
+        config.from_dict({"method": {"name": ["a"]}})
+
+
+def test_what_a_file_leaves_out_is_written_down() -> None:
+    read = config.from_dict(
+        {"method": {"name": "ssvif"}, "data": {"target": {"kind": "synthetic", "scenes": 3}}}
+    )
+    assert config.to_dict(read).keys() == config.to_dict(Experiment()).keys()
+    assert config.to_dict(read)["method"] == config.to_dict(config.SSVIFConfig())
+    assert config.from_dict(config.to_dict(read)) == read

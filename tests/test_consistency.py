@@ -92,15 +92,21 @@ def test_signs() -> None:
     found = consistency.signs(jnp.asarray(different), jnp.asarray(different))
     assert {k: round(float(v), 5) for k, v in found.items()} == {
         "classes_in_use": 4.0,
+        "classes_told_apart": 4.0,
         "confidence": 1.0,
         "agreement": 1.0,
     }
     found = consistency.signs(jnp.asarray(different), jnp.asarray(sure))  # the worse of the two
     assert float(found["classes_in_use"]) == pytest.approx(1.0, abs=1e-5)
     assert float(found["agreement"]) == pytest.approx(0.25)
-    assert float(
-        consistency.signs(jnp.asarray(flat), jnp.asarray(flat))["confidence"]
-    ) == pytest.approx(0.25)
+    # The same everywhere and unsure: uses all classes and tells nothing apart.
+    found = consistency.signs(jnp.asarray(flat), jnp.asarray(flat))
+    assert {k: round(float(v), 5) for k, v in found.items()} == {
+        "classes_in_use": 4.0,
+        "classes_told_apart": 1.0,
+        "confidence": 0.25,
+        "agreement": 1.0,
+    }
 
 
 def test_distances() -> None:

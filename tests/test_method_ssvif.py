@@ -231,7 +231,9 @@ def test_a_collapsed_run_is_doubted() -> None:
     method = build()
     said = method.doubts({"classes_in_use": 1.02, "agreement": 0.99})
     assert len(said) == 1 and "1.02 of 4 classes" in said[0] and "balanced" in said[0]
-    assert method.doubts({"classes_in_use": 3.0}) == []
+    assert method.doubts({"classes_in_use": 3.0, "classes_told_apart": 2.0}) == []
+    said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
+    assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
     assert method.doubts({"loss": 1.0}) == []
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -679,3 +680,82 @@ def test_importing_the_data_package_imports_neither_grain_nor_jax(
     )
     done = fresh_python("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# Labels.
+
+
+class Labelled(Coded):
+    """The label of every pixel follows from its infrared level."""
+
+    def __getitem__(self, index: int) -> Pair:
+        pair = super().__getitem__(index)
+        return pair._replace(labels=labels_of(pair.infrared))
+
+
+def labels_of(infrared: np.ndarray) -> np.ndarray:
+    """Classes 0 to 6 of (..., 1) levels, int32 (...)."""
+    return np.rint(infrared[..., 0] * 255).astype(np.int32) % 7
+
+
+@pytest.mark.parametrize("crops", ["grid", "random"])
+def test_labels_are_cut_with_their_images(crops: Literal["grid", "random"]) -> None:
+    config = DataConfig(patch_size=SIZE, stride=STRIDE, crops=crops)
+    extra = read_grid(Coded(base=100), SIZE, STRIDE)
+    pipeline = Pipeline(
+        Labelled(),
+        config=config,
+        batch_size=7,
+        seed=3,
+        extra=(extra.visible, extra.infrared),
+        classes=7,
+    )
+    batches = list(itertools.islice(pipeline.batches(), 8))
+    unknown = 0
+    for batch in batches:
+        assert batch["labels"].dtype == np.int32
+        foreign = batch["visible"][:, 0, 0, 0] * 255 > 50  # external patches have no labels
+        own = batch["labels"][~foreign]
+        np.testing.assert_array_equal(own, labels_of(batch["infrared"][~foreign]))
+        assert (batch["labels"][foreign] == 255).all()
+        unknown += int(foreign.sum())
+    assert 0 < unknown < 56
+    for batch in validation_batches(Labelled(), SIZE, STRIDE, 4, classes=7):
+        np.testing.assert_array_equal(batch["labels"], labels_of(batch["infrared"]))
+    assert "labels" not in next(Pipeline(Labelled(), config=config, batch_size=7, seed=3).batches())
+
+
+def test_labels_are_flipped_with_their_images_and_unknown_online() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxfuse.methods.examples import prepare_examples
+
+    config = DataConfig(patch_size=SIZE, stride=STRIDE)
+    pipeline = Pipeline(
+        Labelled(),
+        config=config,
+        batch_size=8,
+        seed=4,
+        pool=Coded(base=100),
+        pool_size=8,
+        classes=7,
+    )
+    batch = next(pipeline.batches())
+    prepare = prepare_examples(True, 4, (30.0, 30.0, 30.0), colors=True)
+    given = jax.tree.map(jnp.asarray, batch)
+    examples, _ = prepare(given, jax.random.key(0), None)
+    found = jax.device_get(examples)
+    assert found["labels"].shape == (12, SIZE, SIZE)
+    np.testing.assert_array_equal(found["labels"][:8], labels_of(found["infrared"][:8]))
+    assert (found["labels"][8:] == 255).all()
+    flipped = [
+        not np.array_equal(a, b) for a, b in zip(found["labels"], batch["labels"], strict=False)
+    ]
+    assert any(flipped) and not all(flipped)
+    # The colours are those of the same pixels: row and column stand in green and blue.
+    rows = np.rint(found["color"][:8, ..., 1] * 255).astype(int)
+    columns = np.rint(found["color"][:8, ..., 2] * 255).astype(int)
+    image = np.rint(found["color"][:8, ..., 0] * 255).astype(int)
+    expected = (7 * rows + 3 * columns + 50 * image) % 256 % 7
+    np.testing.assert_array_equal(found["labels"][:8], expected)

@@ -257,11 +257,12 @@ def segments(arguments: Sequence[str]) -> int:
     from jaxfuse.evaluate import segments as job
 
     distributed.compilation_cache()
-    data = job.load(given.run).experiment.data
+    run = job.load(given.run)
+    data = run.experiment.data
     source = data.validation if data.validation.kind != "none" else data.target
     if given.root:
         source = SourceConfig("folders", root=given.root, split=given.split)
-    means, written = job.write(given.run, open_source(source), given.out, progress("segmenting"))
+    means, written = job.write(run, open_source(source), given.out, progress("segmenting"))
     for when, signs in means.items():
         print(
             f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "

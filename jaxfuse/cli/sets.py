@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxfuse.cli.words import DONE, FAILED, parse, progress, usage
+from jaxfuse.cli.words import DONE, FAILED, gather, parse, progress, usage
 from jaxfuse.config import ConfigError
 
 _USAGE = """usage: jaxfuse data check ROOT [--split FILE] [--dataset NAME]
        jaxfuse data list [NAME]
-       jaxfuse data prepare NAME --root DIR --out DIR [--workers N]
+       jaxfuse data prepare NAME --root DIR [--out DIR] [--workers N]
 
 check: everything wrong with a folder of pairs, with the download of a public set (--dataset), or
 with a prepared set (its checksums). list: the public sets and what they hold. prepare: a download
@@ -41,6 +41,9 @@ class CheckArguments:
     """A folder of pairs: file with one stem a line; only these are checked."""
     dataset: str = ""
     """ROOT is the download of this public set."""
+    classes: str = ""
+    """A folder of pairs: class list of its label maps and boxes, how many or a known name or a file
+    with one name a line; without, any value will do."""
     label_coding: Literal["index", "rgb"] = "index"
     """A public set: what its label files hold, class indices or the colours of its palette."""
 
@@ -50,6 +53,8 @@ def _check(arguments: Sequence[str]) -> int:
     if given.dataset:
         if given.split:
             raise ConfigError(f"--split {given.split}: is not read with --dataset: leave it out")
+        if given.classes:
+            raise ConfigError(f"--classes {given.classes}: not read with --dataset: leave it out")
         from jaxfuse.data.builders import layouts, soundness
 
         checked = soundness.check_download(
@@ -67,9 +72,24 @@ def _check(arguments: Sequence[str]) -> int:
         print("\n".join([*said, *(f"error: {error}" for error in wrong)]))
         print(f"{len(wrong)} errors")
         return FAILED if wrong else DONE
-    report = check_folders(root=str(given.root), split=given.split)
+    report = check_folders(
+        root=str(given.root), split=given.split, classes=_class_count(given.classes)
+    )
     print(report.text())
     return FAILED if report.errors else DONE
+
+
+def _class_count(given: str) -> int:
+    """How many classes labels may name; 0 takes any."""
+    if not given:
+        return 0
+    if given.isdigit():
+        if not 2 <= int(given) <= 255:
+            raise ConfigError(f"--classes {given}: use 2 to 255")
+        return int(given)
+    from jaxfuse.data.builders.classes import read_class_list
+
+    return len(read_class_list(given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +122,7 @@ class PrepareArguments:
     """A set that `jaxfuse data list` shows, or folders for pairs of yours."""
     root: Path
     """Where the download was unpacked."""
-    out: Path
+    out: Path = Path("prepared")
     """The records go to OUT/NAME/VERSION."""
     workers: int = 0
     """Shards written at once; 0 takes one a core, at most eight. Changes speed only."""
@@ -120,7 +140,7 @@ class PrepareArguments:
 
 
 def _prepare(arguments: Sequence[str]) -> int:
-    given = parse(PrepareArguments, arguments, "data prepare")
+    given = parse(PrepareArguments, gather(("--split",), arguments), "data prepare")
     lists = {}
     for item in given.split:
         name, equals, path = item.partition("=")

@@ -51,7 +51,8 @@ class TrainConfig:
     devices: int = 0
     """How many local devices to use; 0 uses all."""
     accumulate: int = 1
-    """Split each batch in this many parts, one after the other, and average their gradients."""
+    """Split each batch in this many parts, one after the other, and average their gradients; what a
+    loss sums over a whole batch (decomposition, balanced targets) it then sums over each part."""
     log_every: int = 10
     """Steps between log lines; the only moments the loop waits for the devices."""
     checkpoint_every: int = 500
@@ -149,14 +150,20 @@ def _convert(tree: dict[str, Any], kind: type) -> Any:
     kinds = typing.get_type_hints(Experiment)
     method = tree.get("method", {})
     named = method.get("name", "crossfuse") if isinstance(method, dict) else "crossfuse"
-    if named not in METHOD_CONFIGS:
+    if not isinstance(named, str) or named not in METHOD_CONFIGS:
         raise ConfigError(
             f"method.name = {named!r}: choose one of {', '.join(sorted(METHOD_CONFIGS))}"
         )
     kinds["method"] = METHOD_CONFIGS[named]
-    return Experiment(
-        **{name: msgspec.convert(tree[name], kinds[name]) for name in kinds if name in tree}
-    )
+    given = {}
+    for name in kinds:
+        if name in tree:
+            try:
+                given[name] = msgspec.convert(tree[name], kinds[name])
+            except msgspec.ValidationError as error:
+                # The path to the field, as if the whole tree had been converted at once.
+                raise msgspec.ValidationError(str(error).replace("`$", f"`$.{name}")) from None
+    return Experiment(**given)
 
 
 def from_dict(tree: dict[str, Any], kind: type = Experiment, source: str = "config") -> Any:
@@ -191,7 +198,7 @@ def changed_fields(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any
     """Fields (name, old, new) that differ and would change what a continued run learns."""
     before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
     return [
-        (name, before[name], after[name])
-        for name in before
-        if name not in FREE_FIELDS and before[name] != after[name]
+        (name, before.get(name), after.get(name))
+        for name in {**before, **after}
+        if name not in FREE_FIELDS and before.get(name) != after.get(name)
     ]

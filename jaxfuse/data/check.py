@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfuse.data.builders.classes import check_labels, read_classes
 from jaxfuse.data.folders import Listing, Scan, read_boxes, require_equal_sizes, scan
 from jaxfuse.data.images import (
     SMALL_RANGE,
@@ -22,12 +23,11 @@ from jaxfuse.data.images import (
     black,
     decode,
     infrared_from,
-    read_labels,
 )
+from jaxfuse.data.pairs import IGNORE
 
 FLAT_LEVELS = 2
 """An 8-bit image that spans no more levels than this shows nothing; compression adds that much."""
-_IGNORE = 255
 _FULL = {8: 255, 16: 65535, 32: 1}
 
 
@@ -149,23 +149,23 @@ def _look_at_image(path: Path, band: str) -> _Facts:
 
 
 def _look_at_labels(
-    path: Path, shape: tuple[int, ...] | None, visible: Path, classes: int
+    path: Path, shape: tuple[int, ...] | None, classes: int
 ) -> tuple[set[int], list[Problem]]:
     """(values that occur, errors)."""
     try:
-        labels = read_labels(path)
+        labels = read_classes(path, None)
     except FileError as error:
         return set(), [_problem(error)]
     values = set(np.unique(labels).tolist())
     errors = []
     try:
-        require_equal_sizes(path, labels.shape, visible, shape[:2] if shape else labels.shape)
+        check_labels(labels, None, path, (shape[0], shape[1]) if shape else None)
     except FileError as error:
         errors.append(_problem(error))
-    wrong = sorted(values - set(range(classes)) - {_IGNORE}) if classes else []
+    wrong = sorted(values - set(range(classes)) - {IGNORE}) if classes else []
     if wrong:
         shown = ", ".join(map(str, wrong[:10])) + (" ..." if len(wrong) > 10 else "")
-        remedy = f"with {classes} classes labels are 0..{classes - 1}, and {_IGNORE} = ignore"
+        remedy = f"with {classes} classes labels are 0..{classes - 1}, and {IGNORE} = ignore"
         errors.append(Problem(str(path), f"labels {shown}", remedy))
     return values, errors
 
@@ -278,9 +278,7 @@ def check_folders(
         labelled = [stem for stem in found.stems if stem in found.labels.files]
         boxed = [stem for stem in found.stems if stem in found.boxes.files]
         labels = pool.map(
-            lambda stem: _look_at_labels(
-                found.labels.files[stem], shapes[vi[stem]], vi[stem], classes
-            ),
+            lambda stem: _look_at_labels(found.labels.files[stem], shapes[vi[stem]], classes),
             labelled,
         )
         boxes = pool.map(

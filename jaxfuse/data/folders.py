@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfuse.config import SourceConfig
+from jaxfuse.data.builders.classes import read_classes
 from jaxfuse.data.images import (
     EXTENSIONS,
     FileError,
     Stretch,
     read_infrared,
-    read_labels,
     read_visible,
     size,
 )
@@ -312,8 +312,7 @@ class FolderPairs:
         require_equal_sizes(infrared_file, infrared.shape[:2], visible_file, (h, w))
         labels = boxes = None
         if (labels_file := self.labels[index]) is not None:
-            labels = read_labels(labels_file)
-            require_equal_sizes(labels_file, labels.shape, visible_file, (h, w))
+            labels = read_classes(labels_file, None, (h, w))
         if (boxes_file := self.boxes[index]) is not None:
             boxes = read_boxes(boxes_file, h, w)
         return Pair(self.stems[index], visible, infrared, labels, boxes)

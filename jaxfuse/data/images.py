@@ -346,7 +346,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     labels = read_mask(path)
     if labels.ndim != 2:
         remedy = "save class indices, one channel, 255 = ignore"
-        raise FileError(path, "a colour picture (mode RGB)", remedy)
+        raise FileError(path, "a colour picture, not class indices", remedy)
     return labels
 
 

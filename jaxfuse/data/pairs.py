@@ -8,6 +8,9 @@ import numpy as np
 
 from jaxfuse.config import UserError
 
+IGNORE = 255
+"""In a label map, a pixel that counts in nothing. `shapes.IGNORE_LABEL`, without importing JAX."""
+
 
 class DataError(UserError, ValueError):
     """Input that cannot be used; the message names the file, the value and the remedy."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfuse.data.pairs import DataError, Pairs
-from jaxfuse.shapes import IGNORE_LABEL
+from jaxfuse.data.pairs import IGNORE, DataError, Pairs
+from jaxfuse.data.sources import files_of
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """Decoded images one reading process keeps: 1 GiB, about 870 lossless pairs of 480x640 pixels."""
@@ -128,35 +128,39 @@ def read_pair(pairs: Pairs, index: int, classes: int = 0) -> Patches:
                 f"{stem}: {what} levels span {low} to {high}, expected 0 to 1: "
                 "scale the file by its bit depth"
             )
-    labels = _labels(stem, pair.labels, (height, width), classes) if classes else None
+    labels = None
+    if classes:
+        files = files_of(pairs, index)
+        where = str(files[2]) if len(files) > 2 else stem
+        labels = _labels(where, pair.labels, (height, width), classes)
     return Patches(pair.visible, pair.infrared, labels)
 
 
 def _labels(
-    stem: str, labels: np.ndarray | None, size: tuple[int, int], classes: int
+    where: str, labels: np.ndarray | None, size: tuple[int, int], classes: int
 ) -> np.ndarray:
     if labels is None:
         raise DataError(
-            f"{stem}: has no label map, and this training learns from labels: put one into the "
+            f"{where}: has no label map, and this training learns from labels: put one into the "
             "folder labels/ beside ir/ and vi/, or leave this pair out of the split"
         )
     if labels.shape != size:
         raise DataError(
-            f"{stem}: its label map is {labels.shape[0]}x{labels.shape[1]}, the pair "
+            f"{where}: its label map is {labels.shape[0]}x{labels.shape[1]}, the pair "
             f"{size[0]}x{size[1]}: label maps are never resized; mend the file"
         )
     found = np.unique(labels)
-    wrong = found[(found < 0) | ((found >= classes) & (found != IGNORE_LABEL))]
+    wrong = found[(found < 0) | ((found >= classes) & (found != IGNORE))]
     if len(wrong):
         raise DataError(
-            f"{stem}: labels {', '.join(map(str, wrong[:_NAMED]))}"
+            f"{where}: labels {', '.join(map(str, wrong[:_NAMED]))}"
             f"{' ...' if len(wrong) > _NAMED else ''} in {int(np.isin(labels, wrong).sum())} "
-            f"pixels, but there are {classes} classes, 0 to {classes - 1}, and {IGNORE_LABEL} to "
+            f"pixels, but there are {classes} classes, 0 to {classes - 1}, and {IGNORE} to "
             "ignore: set method.classes, or mend the file"
         )
-    if found[0] == IGNORE_LABEL:
+    if found[0] == IGNORE:
         raise DataError(
-            f"{stem}: every pixel of its label map is {IGNORE_LABEL} (ignore): label it, or leave "
+            f"{where}: every pixel of its label map is {IGNORE} (ignore): label it, or leave "
             "this pair out of the split"
         )
     return labels.astype(np.uint8)

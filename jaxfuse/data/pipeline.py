@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxfuse.config import ConfigError, DataConfig
-from jaxfuse.data.pairs import DataError, Pairs
+from jaxfuse.data.pairs import IGNORE, DataError, Pairs
 from jaxfuse.data.patches import (
     DEFAULT_CACHE_BYTES,
     ImageCache,
@@ -32,8 +32,6 @@ INDEX_MODULUS = 1 << 30
 _STEPS = 1 << 40
 """Length of a stream in batches: endless for any run, yet a length that Python can count."""
 
-IGNORE = 255
-"""Label of pixels that count in nothing."""
 _ORDER, _CROP = 0, 1
 """What random words are for; keeps the two uses apart."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from jaxfuse.config import SourceConfig
 from jaxfuse.data.builders.downloads import DownloadPairs
 from jaxfuse.data.builders.records import RecordPairs
 from jaxfuse.data.folders import FolderPairs
-from jaxfuse.data.images import FileError
+from jaxfuse.data.images import FileError, size
 from jaxfuse.data.pairs import DataError, Pairs
 from jaxfuse.data.synthetic import SyntheticPairs
 
@@ -45,19 +46,42 @@ def files_of(pairs: Pairs, i: int) -> tuple[Path, ...]:
 
 
 def require_labels(name: str, pairs: Pairs) -> None:
-    """Raises FileError where pairs of files have no label map. name: what the error calls them."""
-    if isinstance(pairs, FolderPairs):
-        missing = [(pairs.stem(i), pairs.visible[i]) for i, x in enumerate(pairs.labels) if not x]
-    elif isinstance(pairs, DownloadPairs):
-        missing = [(entry.stem, entry.visible) for entry in pairs.entries if entry.labels is None]
-    else:
+    """Raises FileError where pairs of files have no label map, or one whose header tells another
+    size, and DataError for records that were prepared without. name: what errors call the pairs.
+    """
+    if isinstance(pairs, RecordPairs) and not pairs.form["labels"]:
+        raise DataError(
+            f"{pairs.folder}: prepared from pairs without label maps, which {name} needs: prepare "
+            "it again from a download that has them"
+        )
+    if not isinstance(pairs, (FolderPairs, DownloadPairs)):
         return
+    files = [files_of(pairs, i) for i in range(len(pairs))]
+    missing = [i for i, found in enumerate(files) if len(found) < 3]
     if missing:
-        stems = ", ".join(stem for stem, _ in missing[:_NAMED])
+        stems = ", ".join(pairs.stem(i) for i in missing[:_NAMED])
         more = " ..." if len(missing) > _NAMED else ""
         raise FileError(
-            missing[0][1].parent,
+            files[missing[0]][0].parent,
             f"no label map for {len(missing)} of {len(pairs)} pairs of {name}: {stems}{more}",
             "put index PNG files into labels/ beside the pictures, or leave these pairs out by a "
             "split",
         )
+    for i, (_, _, labels) in enumerate(files):
+        (h, w), (height, width) = size(labels), pairs.size(i)
+        if (h, w) != (height, width):
+            raise FileError(
+                labels,
+                f"{h} x {w} pixels (height x width), but its image has {height} x {width}",
+                "save the label map at the image's size, without interpolation",
+            )
+
+
+def without_labels(pairs: Pairs) -> Pairs:
+    """The same pairs, their label maps not read: what is not needed cannot be wrong."""
+    if isinstance(pairs, FolderPairs):
+        return dataclasses.replace(pairs, labels=(None,) * len(pairs))
+    if isinstance(pairs, DownloadPairs):
+        entries = tuple(entry._replace(labels=None) for entry in pairs.entries)
+        return dataclasses.replace(pairs, entries=entries)
+    return pairs

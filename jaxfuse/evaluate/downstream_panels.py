@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxfuse.data import images
-from jaxfuse.data.builders.classes import IGNORE
+from jaxfuse.data.pairs import IGNORE
 from jaxfuse.evaluate.downstream import Judged
 from jaxfuse.evaluate.panels import WIDEST, colours, legend, line
 from jaxfuse.evaluate.results import make_folder

@@ -15,7 +15,6 @@ import numpy as np
 from jaxfuse.data import images
 from jaxfuse.data.builders.base import Time, time_at
 from jaxfuse.data.builders.classes import (
-    IGNORE,
     ClassList,
     check_labels,
     plain_list,
@@ -24,8 +23,9 @@ from jaxfuse.data.builders.classes import (
 from jaxfuse.data.builders.downloads import DownloadPairs
 from jaxfuse.data.builders.records import RecordPairs
 from jaxfuse.data.images import FileError
-from jaxfuse.data.pairs import Pairs
+from jaxfuse.data.pairs import IGNORE, Pairs
 from jaxfuse.data.sources import files_of
+from jaxfuse.data.synthetic import SyntheticPairs
 from jaxfuse.evaluate.plan import PlanError
 from jaxfuse.evaluate.results import make_folder
 
@@ -87,17 +87,24 @@ def class_list(given: int | str, train: Pairs, test: Pairs) -> ClassList:
 
 
 def check_apart(train: Pairs, test: Pairs) -> None:
-    """Raises PlanError where a file is in both parts: that would be judging what was learned."""
-    files = [set(files_of(pairs, i)[:1]) for pairs in (train, test) for i in range(len(pairs))]
-    of_train = {path.resolve() for found in files[: len(train)] for path in found}
-    both = sorted(
-        path for found in files[len(train) :] for path in found if path.resolve() in of_train
-    )
+    """Raises PlanError where a pair is in both parts: that would be judging what was learned."""
+    learned = {_origin(train, i) for i in range(len(train))}
+    both = [i for i in range(len(test)) if _origin(test, i) in learned]
     if both:
+        first = (*files_of(test, both[0])[:1], test.stem(both[0]))[0]
         raise PlanError(
-            f"{both[0]}: is in both parts, as {len(both)} pairs are: a network is judged on "
-            "pictures it has not learned from; mend the split files"
+            f"{first}: is in both parts, as {len(both)} pairs are: a network is judged on pictures "
+            "it has not learned from; give other splits, or another seed of made-up scenes"
         )
+
+
+def _origin(pairs: Pairs, i: int) -> tuple[object, ...]:
+    """What a pair is made of; two sensors see the same made-up scene."""
+    if isinstance(pairs, RecordPairs):
+        return "record", pairs.folder.resolve(), pairs.split, pairs.numbers[i]
+    if isinstance(pairs, SyntheticPairs):
+        return "scene", pairs.seed, i, pairs.size(i)
+    return "file", *(path.resolve() for path in files_of(pairs, i)[:1])
 
 
 def write(

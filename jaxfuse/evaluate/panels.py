@@ -7,7 +7,8 @@ import math
 import cv2
 import numpy as np
 
-from jaxfuse.data.builders.classes import IGNORE, ClassList
+from jaxfuse.data.builders.classes import ClassList
+from jaxfuse.data.pairs import IGNORE
 
 GAP = 4
 LINE = 18

@@ -29,7 +29,7 @@ from jaxfuse.models import resize_logits
 from jaxfuse.ops import color
 from jaxfuse.shapes import Gray, Params, Rgb
 from jaxfuse.train import setup
-from jaxfuse.train.state import init_state
+from jaxfuse.train.state import TrainState, init_state
 
 SIGNS = ("classes_in_use", "confidence", "agreement")
 Progress = Callable[[int, int, str], None]
@@ -71,28 +71,29 @@ def load(folder: str | Path) -> Run:
     train = experiment.train
     # How long an epoch is shapes nothing; that the data are still there is not needed.
     model, method = setup.build(experiment, Facts(train.steps_per_epoch or 1))
-    state = _newest(folder, method)
+    state, stage = _newest(folder, method)
     step, networks = int(state.step), ssvif.make_networks(config, model)
-    first = folder / "stages" / f"{method.stages[0].name}.safetensors"
-    if not first.exists() and config.stage1_epochs > 0:
+    if stage != method.stages[-1].name or config.stage2_epochs == 0:
         raise SegmentsError(
             f"{folder}: is at step {step}, and stage II has not begun: train on until it has"
         )
+    first = folder / "stages" / f"{method.stages[0].name}.safetensors"
     begun = init_state(method, jax.random.key(experiment.seed)).params
     if config.stage1_epochs > 0:
         begun = {**begun, "fusion": weights.load_weights(first).params}
     return Run(experiment, networks, begun, state.params, step)
 
 
-def _newest(folder: Path, method: Method) -> Any:
+def _newest(folder: Path, method: Method) -> tuple[TrainState, str]:
+    """The newest state, and the stage it was saved in."""
     shapes = jax.eval_shape(lambda key: init_state(method, key), jax.random.key(0))
     one = distributed.replicated(distributed.data_mesh(1))
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        state, _, _ = checkpoints.restore(abstract_like(shapes, one))
+        state, info, _ = checkpoints.restore(abstract_like(shapes, one))
     finally:
         checkpoints.close()
-    return state
+    return state, str(info["stage"])
 
 
 def _program(run: Run) -> Callable[[Params, Gray, Gray, Rgb], tuple[jax.Array, ...]]:
@@ -113,14 +114,14 @@ def _program(run: Run) -> Callable[[Params, Gray, Gray, Rgb], tuple[jax.Array, .
 
 
 def write(
-    folder: str | Path, pairs: Pairs, out: str | Path, progress: Progress | None = None
+    run: Run, pairs: Pairs, out: str | Path, progress: Progress | None = None
 ) -> tuple[dict[str, dict[str, float]], list[Path]]:
     """OUT/STEM.png of each pair: the fused picture, A and B, before stage II and after it.
 
     Returns the means of the signs before and after ("classes_in_use", "confidence", "agreement";
     each image by itself), and the files. Images go through the networks whole.
     """
-    run, out = load(folder), Path(out)
+    out = Path(out)
     program = _program(run)
     smallest = run.networks.segmenter.smallest
     small = [i for i in range(len(pairs)) if min(pairs.size(i)) < smallest]

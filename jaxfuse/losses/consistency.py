@@ -90,19 +90,26 @@ def towards(
 def signs(a: Features, b: Features, axis_name: str | None = None) -> Metrics:
     """What shows whether two segmentations mean anything.
 
-    classes_in_use: exp of the entropy of the mean prediction, 1 to k, of the worse of the two;
-    confidence: mean largest probability, of both; agreement: share of pixels with equal classes.
+    classes_in_use: exp of the entropy of the mean prediction, 1 to k; classes_told_apart: the same
+    divided by exp of the mean entropy of a prediction, which is 1 for any map that is the same
+    everywhere, sure or not; both of the worse of the two. confidence: mean largest probability, of
+    both; agreement: share of pixels with equal classes.
     """
-    used, sure = [], []
+    used, told, sure = [], [], []
     for logits in (a, b):
         p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         mean = jnp.mean(p, axis=(0, 1, 2))
         mean = mean if axis_name is None else lax.pmean(mean, axis_name)
-        used.append(jnp.exp(-jnp.sum(mean * jnp.log(jnp.maximum(mean, TINY)))))
+        spread = -jnp.sum(mean * jnp.log(jnp.maximum(mean, TINY)))
+        unsure = -jnp.mean(jnp.sum(p * jnp.log(jnp.maximum(p, TINY)), axis=-1))
+        unsure = unsure if axis_name is None else lax.pmean(unsure, axis_name)
+        used.append(jnp.exp(spread))
+        told.append(jnp.exp(spread - unsure))
         sure.append(jnp.mean(jnp.max(p, axis=-1)))
     equal = jnp.mean((jnp.argmax(a, axis=-1) == jnp.argmax(b, axis=-1)).astype(jnp.float32))
     return {
         "classes_in_use": jnp.minimum(*used),
+        "classes_told_apart": jnp.minimum(*told),
         "confidence": (sure[0] + sure[1]) / 2.0,
         "agreement": equal,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jaxfuse.methods import crossfuse, segmentation, ssvif
-from jaxfuse.methods.base import Facts, Memory, Method, Stage
+from jaxfuse.methods.base import RANK, Facts, Memory, Method, Stage
 from jaxfuse.models import Model
 from jaxfuse.shapes import Params
 
@@ -29,4 +29,4 @@ def build(config, model: Model, facts: Facts, start: Params | None = None) -> Me
     return METHODS[config.name](config, model, facts, **given)
 
 
-__all__ = ["METHODS", "Facts", "Memory", "Method", "Stage", "build"]
+__all__ = ["METHODS", "RANK", "Facts", "Memory", "Method", "Stage", "build"]

@@ -22,6 +22,10 @@ Memory: TypeAlias = dict[str, Any]
 """What a method keeps from step to step besides parameters and optimizer: a nested dict of arrays,
 equal on all devices, empty for most.
 """
+RANK = "rank_loss"
+"""Name of the metric that ranks the checkpoints of a stage whose loss has moving weights: the same
+loss with constant ones. Without it the loss ranks.
+"""
 Objective = Callable[[Params, Memory, Batch, PRNGKey, Scalar, str | None], tuple[Scalar, Metrics]]
 """(params, memory, examples, key, progress, axis_name) -> (loss, metrics): means over this device's
 examples.
@@ -69,7 +73,7 @@ class Method:
     init: Callable[[PRNGKey], Params]
     stages: tuple[Stage, ...]
     deploy: Callable[[Params], Params]
-    """The fusion network's own parameters, all that is needed after training."""
+    """The parameters that training is for, those of `network`: all that is needed afterwards."""
     memory: Callable[[Params], Memory] = lambda params: {}
     """The memory a run starts with, from its first parameters."""
     network: str = ""

@@ -43,8 +43,10 @@ def build(
     """
     segmenter = create_segmenter(config.segmenter, config.classes, config.segmenter_dtype)
     steps = math.ceil(config.epochs * facts.steps_per_epoch)
-    rising = min(max(1, round(config.warm_up * steps)), steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rising, steps)
+    rising = min(round(config.warm_up * steps), steps - 1)
+    rate = optax.cosine_decay_schedule(config.learning_rate, steps)
+    if rising:
+        rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rising, steps)
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(rate, weight_decay=config.weight_decay, mask=trainable),

@@ -21,6 +21,7 @@ from jax import lax
 from jaxfuse.config import SSVIFConfig
 from jaxfuse.losses import consistency, fusion, segmentation, structure
 from jaxfuse.methods.base import (
+    RANK,
     Facts,
     Memory,
     Method,
@@ -44,7 +45,11 @@ from jaxfuse.shapes import Batch, Features, Gray, Metrics, Params, PRNGKey, Rgb,
 
 MODULES = ("fusion", "head", "segmenter")
 FEW_CLASSES = 1.5
-"""Classes in use below which two segmentations agree on nothing: a constant map has 1."""
+"""Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
+FEW_TOLD_APART = 1.2
+"""The same of classes told apart, which an unsure constant map has 1 of, though it uses all."""
+LARGEST = 1e3
+"""Of the weight that gradnorm gives: a guidance without gradient has nothing to be scaled up."""
 TINY = 1e-12
 
 
@@ -144,7 +149,8 @@ def loss_weights(
 
     fixed: 1 and guidance_weight. ramp: the latter grows from nearly 0. dwa: both times
     2 softmax(r / T), r = last average / the one before (Liu et al., CVPR 2019, eq. 7). gradnorm:
-    w_c makes the gradients of both at the fused image and features as long as each other.
+    w_c makes the gradients of both at the fused image and features as long as each other, up to
+    `LARGEST`.
     """
     one = jnp.ones((), jnp.float32)
     if config.weighting == "ramp":
@@ -154,7 +160,8 @@ def loss_weights(
         share = 2.0 * jax.nn.softmax(ratio / config.weighting_temperature)
         return share[0], config.guidance_weight * share[1]
     if config.weighting == "gradnorm" and norms is not None:
-        return one, config.guidance_weight * norms[0] / jnp.maximum(norms[1], TINY)
+        ratio = jnp.minimum(norms[0] / jnp.maximum(norms[1], TINY), LARGEST)
+        return one, config.guidance_weight * ratio
     return one, config.guidance_weight * one
 
 
@@ -233,6 +240,7 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
         return loss, {
             "fusion_loss": whole,
             "guidance_loss": guidance,
+            RANK: whole + config.guidance_weight * guidance,
             "weight_fusion": w_f,
             "weight_guidance": w_c,
             **seen,
@@ -244,13 +252,14 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
 def collapse(config: SSVIFConfig, record: Mapping[str, float]) -> list[str]:
     """What a log record says against the run."""
     used = record.get("classes_in_use", math.inf)
-    if used >= FEW_CLASSES:
+    told = record.get("classes_told_apart", math.inf)
+    if used >= FEW_CLASSES and told >= FEW_TOLD_APART:
         return []
     return [
-        f"the segmentations have collapsed: {used:.2f} of {config.classes} classes in use, so that "
-        f"they agree ({record.get('agreement', math.nan):.0%}) on nothing and teach the fusion "
-        f"nothing: use method.anchor = 'balanced' or 'pretrained' (it is {config.anchor!r}), or a "
-        "smaller method.guidance_weight"
+        f"the segmentations have collapsed: {used:.2f} of {config.classes} classes in use, "
+        f"{told:.2f} told apart, so that they agree ({record.get('agreement', math.nan):.0%}) on "
+        "nothing and teach the fusion nothing: use method.anchor = 'balanced' or 'pretrained' (it "
+        f"is {config.anchor!r}), train longer, or lower method.guidance_weight"
     ]
 
 

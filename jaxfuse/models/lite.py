@@ -1,7 +1,7 @@
 """A fusion network for real time on a CPU. Ours; CrossFuse and SSVIF name one as future work.
 
 Works on squares of 2 x 2 pixels: a few 3x3 convolutions decide for every pixel how much of either
-image it shows and what is added. About 2,900 products a pixel, CrossFuse has a thousand times more.
+image it shows and what is added. About 6,000 products a pixel.
 """
 
 from __future__ import annotations

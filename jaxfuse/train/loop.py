@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxfuse import distributed, weights
 from jaxfuse.checkpoint import CheckpointError, Checkpoints, abstract_like
 from jaxfuse.config import Experiment, UserError, to_dict
-from jaxfuse.methods import Method, Stage
+from jaxfuse.methods import RANK, Method, Stage
 from jaxfuse.models import Model
 from jaxfuse.train import setup, steps
 from jaxfuse.train.state import TrainState, init_state
@@ -233,7 +233,8 @@ class _Session:
     def _save(self, state: TrainState, step: int, stage: Stage, record: dict[str, Any]) -> None:
         info = {"step": step, "stage": stage.name, "config": to_dict(self.experiment)}
         # One loss ranks all: a checkpoint without the validation the others have is never best.
-        merit = "validation_loss" if self.data.validation else "loss"
+        training = RANK if RANK in record else "loss"
+        merit = "validation_loss" if self.data.validation else training
         ranks = {
             "loss": record.get(merit, float("nan")),
             "stage": float(self.method.stages.index(stage)),

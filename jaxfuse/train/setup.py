@@ -19,6 +19,7 @@ from jaxfuse.config import (
     Experiment,
     SegmentationConfig,
     SourceConfig,
+    SSVIFConfig,
     UserError,
     changed_fields,
     load_json,
@@ -27,7 +28,7 @@ from jaxfuse.config import (
 from jaxfuse.data.pairs import Pairs
 from jaxfuse.data.patches import PatchIndex
 from jaxfuse.data.pipeline import Pipeline, validation_batches
-from jaxfuse.data.sources import open_source, require_labels
+from jaxfuse.data.sources import open_source, require_labels, without_labels
 from jaxfuse.methods import Facts, Method
 from jaxfuse.methods.external import Selection, select, target_means
 from jaxfuse.models import Model
@@ -79,13 +80,14 @@ def _check_segmenter(experiment: Experiment) -> None:
     method = experiment.method
     if isinstance(method, CrossFuseConfig):
         return
+    unused = isinstance(method, SSVIFConfig) and method.guidance == "none"
     if method.segmenter not in models.SEGMENTERS:
         raise ConfigError(
             f"method.segmenter = {method.segmenter!r}: choose one of "
             f"{', '.join(sorted(models.SEGMENTERS))}"
         )
     smallest = models.create_segmenter(method.segmenter, method.classes).smallest
-    if experiment.data.patch_size < smallest:
+    if experiment.data.patch_size < smallest and not unused:
         raise ConfigError(
             f"data.patch_size = {experiment.data.patch_size}: {method.segmenter} needs {smallest} "
             "pixels along each side at least"
@@ -202,10 +204,10 @@ def open_data(experiment: Experiment) -> Data:
     data, train = experiment.data, experiment.train
     classes = experiment.method.labelled_classes
     target = open_set("data.target", data.target)
-    _check_labels("data.target", target, classes)
+    target = _with_labels("data.target", target, classes)
     extra = pool = selection = means = None
     if data.external.alignment != "none":
-        external = open_set("data.external", data.external)
+        external = without_labels(open_set("data.external", data.external))
         if data.external.alignment == "offline":
             selection = select(target, external, data, data.external.top_k)
             extra = (selection.visible, selection.infrared)
@@ -235,7 +237,7 @@ def open_data(experiment: Experiment) -> Data:
     validation: list[dict[str, np.ndarray]] = []
     if data.validation.kind != "none":
         unseen = open_set("data.validation", data.validation)
-        _check_labels("data.validation", unseen, classes)
+        unseen = _with_labels("data.validation", unseen, classes)
         validation = validation_batches(
             unseen,
             data.patch_size,
@@ -251,10 +253,13 @@ def open_data(experiment: Experiment) -> Data:
     return Data(pipeline, facts, validation, selection)
 
 
-def _check_labels(field: str, pairs: Pairs, classes: int) -> None:
-    """Raises where a method learns from labels of `classes` and the set has others or none."""
+def _with_labels(field: str, pairs: Pairs, classes: int) -> Pairs:
+    """The pairs with labels of so many classes, or without labels where there are to be none.
+
+    Raises where the set has other classes or lacks label maps.
+    """
     if not classes:
-        return
+        return without_labels(pairs)
     require_labels(field, pairs)
     known = getattr(pairs, "classes", None)
     if known is not None and len(known) != classes:
@@ -262,6 +267,7 @@ def _check_labels(field: str, pairs: Pairs, classes: int) -> None:
             f"method.classes = {classes}, but the labels of {field} have {len(known)} classes "
             f"({', '.join(known.names)}): set method.classes to {len(known)}"
         )
+    return pairs
 
 
 def remarks(experiment: Experiment, data: Data) -> list[str]:
@@ -300,5 +306,11 @@ def _start(experiment: Experiment) -> Params | None:
         raise weights.WeightsError(
             f"{weights.find(start)}: holds {read.name}, but method.segmenter = "
             f"{method.segmenter!r}: give weights of that network, or set method.segmenter"
+        )
+    if read.metadata.get("head") == "fresh" and getattr(method, "anchor", "") == "pretrained":
+        raise weights.WeightsError(
+            f"{weights.find(start)}: holds an encoder without a segmentation head: a teacher must "
+            "have learned; train it first (method.name segmentation), or set method.anchor to "
+            "balanced"
         )
     return read.params

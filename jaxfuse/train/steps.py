@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfuse.config import ConfigError
-from jaxfuse.methods import Stage
+from jaxfuse.methods import RANK, Stage
 from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 from jaxfuse.train.state import TrainState
 
@@ -33,9 +33,10 @@ def update(
 
     batch: this device's rows, or all rows under jit. accumulate: parts the examples are split into,
     whose gradients are averaged: the whole batch's where the loss is a mean over examples, which a
-    term with a batch mean inside a ratio (the decomposition) is not. axis_name: the mapped axis
-    under pmap; gradients and metrics are averaged over it. A loss or gradient that is not finite
-    leaves parameters and optimizer as they are, from then on, and sets `bad_step`.
+    term with a batch mean inside a ratio is not (CrossFuse's decomposition; SSVIF's balanced
+    targets, confidence and means over labelled pixels). axis_name: the mapped axis under pmap;
+    gradients and metrics are averaged over it. A loss or gradient that is not finite leaves
+    parameters and optimizer as they are, from then on, and sets `bad_step`.
     """
     key = jax.random.fold_in(state.key, state.step)
     progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
@@ -116,14 +117,19 @@ def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
 
 @functools.cache
 def make_validation(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], Scalar]:
-    """The stage's loss on a batch without augmentation, external patches or gradient."""
+    """The loss that ranks the stage's checkpoints, on a batch without augmentation, external
+    patches or gradient.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def evaluate(state: TrainState, batch: Batch) -> Scalar:
         progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
         examples, _ = stage.prepare_validation(batch, state.key, None)
-        return stage.objective(state.params, state.memory, examples, state.key, progress, None)[0]
+        loss, metrics = stage.objective(
+            state.params, state.memory, examples, state.key, progress, None
+        )
+        return metrics.get(RANK, loss)
 
     return jax.jit(evaluate, in_shardings=(replicated, rows), out_shardings=replicated)
 

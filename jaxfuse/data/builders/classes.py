@@ -15,8 +15,7 @@ import numpy as np
 
 from jaxfuse.data.headers import FileError
 from jaxfuse.data.images import read_mask
-
-IGNORE = 255
+from jaxfuse.data.pairs import IGNORE
 
 Coding = Literal["index", "rgb"]
 """What a label file stores: class indices, or the colours of the class list."""

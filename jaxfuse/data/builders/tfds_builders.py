@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxfuse.data.builders.base import TIMES, Dataset, Entry, require_whole
+from jaxfuse.data.builders.classes import Coding
 from jaxfuse.data.builders.examples import Form, make_example
 from jaxfuse.data.builders.layouts import named
-from jaxfuse.data.builders.soundness import form_of
+from jaxfuse.data.builders.prepare import UnsoundError
+from jaxfuse.data.builders.soundness import check_download, form_of
 
 VERSION = "1.0.0"
 """Of what a record holds; raised when records are no longer read by what read them before."""
@@ -93,12 +95,20 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # TFDS 4.9.10 finds this out through importlib_resources, which nothing installs any more.
     code_path = Path(__file__)
 
-    def __init__(self, *, root: str | Path, **more: Any) -> None:
-        self._root = Path(root)
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        coding: Coding = "index",
+        allow_incomplete: bool = False,
+        **more: Any,
+    ) -> None:
+        """root: where the download was unpacked. coding: what its label files hold."""
+        self._root, self._coding, self._allow_incomplete = Path(root), coding, allow_incomplete
         self._dataset = named(self.name)
         self._found = self._dataset.find(self._root)
         require_whole(self._found, str(root))
-        self._form = form_of(self._dataset, self._found)
+        self._form = form_of(self._dataset, self._found, coding)
         more.setdefault("file_format", "array_record")
         super().__init__(**more)
 
@@ -109,6 +119,9 @@ class PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
         del dl_manager  # Nothing is downloaded: most of these sets may only be fetched by hand.
+        checked = check_download(self._dataset, self._root, coding=self._coding)
+        if checked.errors or (checked.incomplete and not self._allow_incomplete):
+            raise UnsoundError(checked)
         return {name: self._generate_examples(e) for name, e in self._found.splits.items() if e}
 
     def _generate_examples(self, entries: tuple[Entry, ...]) -> Iterator[tuple[int, Any]]:

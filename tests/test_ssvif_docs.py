@@ -1,0 +1,69 @@
+"""The tables of docs/guides/ssvif.md are those of the measured results.
+
+`python tests/test_ssvif_docs.py` writes them again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import ssvif
+
+REPO = Path(__file__).parents[1]
+PAGE = REPO / "docs" / "guides" / "ssvif.md"
+RESULTS = REPO / "bench" / "results" / "ssvif"
+TABLES = ("bounds", "settings")
+
+
+def with_table(text: str, name: str) -> str:
+    """The page with the table of a result between its marks."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf8"))
+    return head + begin + "\n".join(ssvif.lines(result)) + "\n" + end + tail
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_shows_what_was_measured(name: str) -> None:
+    text = PAGE.read_text(encoding="utf8")
+    assert text == with_table(text, name), "run `python tests/test_ssvif_docs.py`"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_results_are_of_a_commit_and_name_no_folder(name: str) -> None:
+    text = (RESULTS / f"{name}.json").read_text(encoding="utf8")
+    result = json.loads(text)
+    assert "+" not in result["versions"]["commit"], "measured with changes that no commit holds"
+    assert re.findall(r"(?<![\w.>])/\w+/[\w./]*", text) == []
+    assert result["format"] == ssvif.FORMAT and result["command"].startswith(
+        "python -m bench.ssvif"
+    )
+    assert "--tiny" not in result["command"]
+    assert list(result["rows"])[: len(result["variants"])] == list(result["variants"])
+
+
+@pytest.mark.slow
+def test_the_bench_runs_from_end_to_end(tmp_path: Path) -> None:
+    given = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--tiny"]
+    assert ssvif.main(given) == 0
+    result = json.loads((tmp_path / "bounds.json").read_text(encoding="utf8"))
+    assert list(result["rows"]) == [*ssvif.BOUNDS, "visible", "infrared"]
+    ours = result["rows"]["ssvif"]
+    assert ours["difference"]["low"] <= ours["difference"]["value"] <= ours["difference"]["high"]
+    assert set(ours["quality"]) == set(ssvif.METRICS)
+    assert ours["curves_of_seed_0"]["classes_in_use"][-1] > 1
+    assert "curves_of_seed_0" not in result["rows"]["fusion_only"]
+    table = ssvif.lines(result)
+    assert len(table) == 2 + len(result["rows"]) and len({row.count("|") for row in table}) == 1
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf8")
+    for each in TABLES:
+        page = with_table(page, each)
+    PAGE.write_text(page, encoding="utf8")
