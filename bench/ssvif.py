@@ -34,7 +34,7 @@ FORMAT = 1
 PRESET = "ssvif_small"
 METRICS = ("SSIM", "Qabf", "MI")
 CONVENTION = "zoo"
-SIGNS = ("classes_in_use", "confidence", "agreement")
+SIGNS = ("classes_in_use", "classes_told_apart", "confidence", "agreement")
 """What is kept of the logs."""
 
 TEACHER_PRESET = "segmentation_small"
@@ -187,7 +187,8 @@ def curves(name: str, seed: int, work: Path) -> dict[str, list[float]]:
     lines = (work / "runs" / f"{name}-{seed}" / "log.jsonl").read_text(encoding="utf8").splitlines()
     records = [json.loads(line) for line in lines]
     guided = [record for record in records if SIGNS[0] in record]
-    return {key: [round(float(r[key]), 4) for r in guided] for key in ("step", *SIGNS)}
+    names = [name for name in SIGNS if all(name in record for record in guided)]
+    return {key: [round(float(r[key]), 4) for r in guided] for key in ("step", *names)}
 
 
 def _interval(found: semantic.Interval) -> dict[str, float]:
@@ -263,7 +264,7 @@ def measure(
 def lines(result: Mapping[str, Any]) -> list[str]:
     """The table for the eye, and for the guide."""
     first = next(iter(result["variants"])).replace("_", " ")
-    head = ["", "mIoU, %", f"less {first}", "of the gap", *METRICS]
+    head = ["", "mIoU, %", f"less {first}", "of the gap", *METRICS, "classes in use", "agree"]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in result["rows"].items():
         cells = [name.replace("_", " "), _percent(row["miou"])]
@@ -276,6 +277,9 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             change = row["quality_change"][metric]
             told = f" ({100 * change:+.1f} %)" if change else ""
             cells.append(f"{row['quality'][metric]:.3f}{told}")
+        signs = row.get("curves_of_seed_0")
+        cells.append(f"{signs['classes_in_use'][-1]:.1f}" if signs else "")
+        cells.append(f"{100 * signs['agreement'][-1]:.0f} %" if signs else "")
         table.append("| " + " | ".join(cells) + " |")
     return table
 

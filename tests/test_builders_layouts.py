@@ -281,10 +281,9 @@ def test_a_part_that_was_not_unpacked_is_said(tmp_path: Path) -> None:
     assert [error.value for error in report.errors] == ["no Annotations/"]
 
 
-def test_a_complete_set_is_said_to_be_sound(tmp_path: Path, monkeypatch) -> None:
+def test_a_complete_set_is_said_to_be_sound(tmp_path: Path) -> None:
     tiny_downloads.msrs(tmp_path, size=(480, 640))
     dataset = layouts.PUBLIC["msrs"]
-    monkeypatch.setattr(layouts, "PUBLIC", layouts.PUBLIC)
     whole = dataset.__class__(**{**vars(dataset), "splits": {"train": 4, "test": 3}})
     report = check_download(whole, tmp_path)
     assert report.ok and report.warnings == []

@@ -270,10 +270,21 @@ def test_every_network_can_be_trained(name: str) -> None:
     assert jax.tree.structure(method.deploy(state.params)) == jax.tree.structure(fused)
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "balanced": {"weighting": "dwa", "weighting_window": 1},
+    "gradnorm": {"weighting": "gradnorm"},
+    "labels": {"guidance": "labels"},
+    "teacher": {"anchor": "pretrained", "teacher_decay": 0.5, "segmenter_weights": "given"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_eight_devices_train_as_one(way: str) -> None:
-    method = build(weighting="dwa", weighting_window=1)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("balanced", "jit"), *((name, "pmap") for name in WAYS)],
+)
+def test_eight_devices_train_as_one(name: str, way: str) -> None:
+    method = build(**WAYS[name])
     stage = method.stages[1]
 
     def run(make, devices: int) -> tuple[TrainState, dict]:
@@ -285,7 +296,11 @@ def test_eight_devices_train_as_one(way: str) -> None:
         state = jax.device_put(state, distributed.replicated(mesh))
         step = make(stage, mesh)
         for number in range(2):
-            batch = make_batch(number)
+            batch = make_batch(number, labels=name == "labels")
+            if name == "labels":
+                # Devices hold unequal numbers of labelled pixels.
+                batch["labels"][:3] = 255
+                batch["labels"][3, :20] = 255
             given = batch if make is steps.make_pmap_step else distributed.to_devices(batch, mesh)
             state, metrics = step(state, given)
         return jax.device_get(state), jax.device_get(metrics)
@@ -293,10 +308,10 @@ def test_eight_devices_train_as_one(way: str) -> None:
     one, said = run(steps.make_jit_step, 1)
     make = steps.make_pmap_step if way == "pmap" else steps.make_jit_step
     many, told = run(make, 8)
-    for name, value in said.items():
-        assert told[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for each, value in said.items():
+        assert told[each] == pytest.approx(value, rel=1e-4, abs=1e-6), each
     for a, b in zip(jax.tree.leaves(one.memory), jax.tree.leaves(many.memory), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-4)
     norms = [
         float(jnp.abs(x - y).max())
         for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True)

@@ -253,7 +253,7 @@ def segments(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--split {given.split}: give --root DIR too")
     from jaxfuse import distributed
     from jaxfuse.config import SourceConfig
-    from jaxfuse.data.sources import open_source
+    from jaxfuse.data.sources import open_source, without_labels
     from jaxfuse.evaluate import segments as job
 
     distributed.compilation_cache()
@@ -262,7 +262,8 @@ def segments(arguments: Sequence[str]) -> int:
     source = data.validation if data.validation.kind != "none" else data.target
     if given.root:
         source = SourceConfig("folders", root=given.root, split=given.split)
-    means, written = job.write(run, open_source(source), given.out, progress("segmenting"))
+    pairs = without_labels(open_source(source))
+    means, written = job.write(run, pairs, given.out, progress("segmenting"))
     for when, signs in means.items():
         print(
             f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "

@@ -12,7 +12,7 @@ from jaxfuse.shapes import Array, Params, PRNGKey
 
 
 class TrainState(NamedTuple):
-    """Step, parameters, optimizer state, key; replicated over the devices."""
+    """Step, parameters, optimizer state, memory, key; replicated over the devices."""
 
     step: Array
     """int32 (): steps done, which is also the position in the data."""

@@ -249,7 +249,11 @@ def check_labels(
         raise FileError(file, value, remedy)
     if coding == "rgb":
         if classes is None:
-            raise FileError(file, "label coding rgb without a class list", "name a class list")
+            raise FileError(
+                file,
+                "label coding rgb without a class list",
+                "prepare the set with one: jaxfuse data prepare folders --classes FILE",
+            )
         found = from_colours(labels, classes, file)
     elif labels.ndim == 3:
         raise _colour_mask(labels, file)
