@@ -22,11 +22,14 @@ import numpy as np
 
 from bench import machine
 from jaxfuse import distributed, experiments
-from jaxfuse.config import Experiment, UserError, to_dict
+from jaxfuse.config import Experiment, SourceConfig, UserError, to_dict
+from jaxfuse.data import images
+from jaxfuse.data.sources import open_source
 from jaxfuse.data.synthetic import CLASSES
 from jaxfuse.evaluate import downstream, downstream_summary, score
 from jaxfuse.evaluate import plan as plans
 from jaxfuse.evaluate.downstream_plan import Plan
+from jaxfuse.infer import predict
 from jaxfuse.metrics import semantic
 from jaxfuse.train import loop
 
@@ -39,15 +42,19 @@ SIGNS = ("classes_in_use", "classes_told_apart", "confidence", "agreement")
 
 TEACHER_PRESET = "segmentation_small"
 TEACHER = "TEACHER"
-"""Stands for the weights of that preset's run: a network that learned from labels of other scenes,
-seen by another sensor.
-"""
-_TAUGHT = {"anchor": "pretrained", "segmenter_weights": TEACHER, "classes": len(CLASSES)}
+"""Stands for the weights of a run of that preset: see `teacher`."""
+_TAUGHT: dict[str, Any] = {
+    "anchor": "pretrained",
+    "segmenter_weights": TEACHER,
+    "classes": len(CLASSES),
+    # The teacher all but stands still, while the segmentation network goes on learning.
+    "teacher_decay": 0.9999,
+}
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "teacher_decay": 0.998},
+    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.25},
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
@@ -56,7 +63,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "as_preset": {},
     "no_anchor": {"anchor": "none"},
-    "taught_frozen": _TAUGHT,
+    "taught_weight_1": _TAUGHT,
+    "taught_frozen": {**_TAUGHT, "teacher_decay": 1.0},
     "kl": {"loss": "kl"},
     "cosine": {"loss": "cosine"},
     "all_pixels_alike": {"confidence": False},
@@ -112,11 +120,28 @@ def experiment_of(changes: Mapping[str, Any], seed: int, sizes: Sizes) -> Experi
 
 
 def teacher(work: Path, sizes: Sizes) -> str:
-    """Trains the network that teaches, unless it is there; returns its run folder."""
+    """Trains the network that teaches, unless it is there; returns its run folder.
+
+    It learns from labels of other scenes that another sensor saw, fused by the first row's network
+    of seed 0.
+    """
     preset = experiments.find(TEACHER_PRESET)
     given = {name.split(".")[1]: x for name, x in sizes.changes if name.startswith("train.")}
-    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **given))
-    loop.run(preset, work / "runs" / "teacher")
+    scenes = {name.split(".")[1]: x for name, x in sizes.changes if name.startswith("target.")}
+    pairs = open_source(dataclasses.replace(preset.data.target, **scenes))
+    folder = work / "taught"
+    if not (folder / "labels" / f"{pairs.stem(len(pairs) - 1)}.png").exists():
+        fuser = predict.load(work / "runs" / f"{next(iter(BOUNDS))}-0")
+        for kind in ("vi", "ir", "labels"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(len(pairs)):
+            pair, name = pairs[i], f"{pairs.stem(i)}.png"
+            images.write(folder / "vi" / name, fuser(pair.visible, pair.infrared))
+            images.write(folder / "ir" / name, pair.infrared)
+            images.write(folder / "labels" / name, pair.labels.astype(np.float32) / np.float32(255))
+    data = dataclasses.replace(preset.data, target=SourceConfig("folders", root=str(folder)))
+    train = dataclasses.replace(preset.train, **given)
+    loop.run(dataclasses.replace(preset, data=data, train=train), work / "runs" / "teacher")
     return str(work / "runs" / "teacher")
 
 
@@ -125,14 +150,13 @@ def train(
 ) -> dict[str, list[list[str]]]:
     """Trains everything that is not trained yet; returns each run's doubts."""
     doubts: dict[str, list[list[str]]] = {name: [] for name in variants}
-    place = ""
-    if any(TEACHER in changes.values() for changes in variants.values()):
-        place = teacher(work, sizes)
     for seed in range(sizes.seeds):
         for name, changes in variants.items():
             print(f"training {name}, seed {seed}", file=sys.stderr, flush=True)
+            method = {
+                key: teacher(work, sizes) if x == TEACHER else x for key, x in changes.items()
+            }
             folder = work / "runs" / f"{name}-{seed}"
-            method = {k: place if x == TEACHER else x for k, x in changes.items()}
             outcome = loop.run(experiment_of(method, seed, sizes), folder)
             doubts[name].append(list(outcome.doubts))
     return doubts
