@@ -308,6 +308,19 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     return table
 
 
+def trial_lines(result: Mapping[str, Any]) -> list[str]:
+    """The table of settings that were tried: one seed each."""
+    head = ["", "mIoU, %", *METRICS]
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for group in result["groups"]:
+        table.append(f"| *{group['what']}* |" + " |" * (len(head) - 1))
+        for trial in group["trials"]:
+            cells = [trial["setting"], f"{100 * trial['miou']:.2f}"]
+            cells += [f"{trial[metric]:.3f}" for metric in METRICS]
+            table.append("| " + " | ".join(cells) + " |")
+    return table
+
+
 def _percent(found: Mapping[str, float], sign: str = "") -> str:
     word = f"{100 * found['value']:{sign}.2f}"
     if "low" not in found:

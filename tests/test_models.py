@@ -128,7 +128,8 @@ def test_both_inputs_matter(built):
 
 def test_reconstruct(built):
     if built.model.reconstruct is None:
-        pytest.skip(f"{built.name} does not learn by reconstruction")
+        assert built.fused.parts == {}  # what other objectives would need is not there either
+        return
     rebuilt = compiled(built.model.reconstruct)(built.params, *images(2, *SIZE))
     assert rebuilt.image.shape == (2, 2, *SIZE, 1)
     assert 0.0 <= float(rebuilt.image.min()) <= float(rebuilt.image.max()) <= 1.0
