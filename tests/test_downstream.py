@@ -442,7 +442,7 @@ def in_both(root: Path) -> None:
         (wrong_values, r"a\.png: labels 7 in 1024 pixels: classes has values 0\.\.2"),
         (wrong_size, r"c\.png: 32 x 16 pixels"),
         (all_ignored, r"b\.png: every pixel is ignored"),
-        (colours, r"b\.png: a colour picture"),
+        (colours, r"b\.png: a colour mask \(RGB\)"),
         (in_both, r"b\.png: is in both parts, as 1 pairs are"),
     ],
 )
