@@ -151,6 +151,7 @@ def test_dwa_follows_the_ratio_of_the_last_two_averages() -> None:
     assert [float(x) for x in found] == pytest.approx([w[0], 0.5 * w[1]], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dwa_begins_with_equal_weights() -> None:
     method = build(weighting="dwa", weighting_window=1)
     state, history = trained(method, 4)
@@ -199,6 +200,7 @@ def test_gradnorm_makes_both_pulls_equal() -> None:
     assert pull(0.0, weight) == pytest.approx(pull(1.0, 0.0), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_frozen_pretrained_segmentation_model_stays() -> None:
     method = build(anchor="pretrained", segmenter_weights="given")
     start = init_state(method, jax.random.key(0))
@@ -208,6 +210,7 @@ def test_a_frozen_pretrained_segmentation_model_stays() -> None:
     assert moved(start.params["head"], state.params["head"])
 
 
+@pytest.mark.slow
 def test_a_slow_teacher_follows_the_segmentation_model() -> None:
     method = build(anchor="pretrained", segmenter_weights="given", teacher_decay=0.9)
     start, (state, _) = init_state(method, jax.random.key(0)), trained(method, 3)

@@ -243,6 +243,7 @@ def test_segments_before_and_after_stage_two(
     assert not np.array_equal(rows[1], rows[2])
 
 
+@pytest.mark.slow
 def test_the_signs_of_pictures_are_those_of_their_maps(straight: Path, tmp_path: Path) -> None:
     run = segments.load(straight)
     source = run.experiment.data.target
