@@ -38,6 +38,7 @@ from jaxfuse.evaluate.plan import Contender, PlanError
 from jaxfuse.evaluate.results import MethodRow
 from jaxfuse.methods import Facts
 from jaxfuse.train import loop, setup
+from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
 STEPS = 4
 SCENES = {"train": 6, "test": 4}

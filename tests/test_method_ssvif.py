@@ -19,6 +19,7 @@ from jaxfuse.methods import Facts, Method, ssvif
 from jaxfuse.models import Compute, Model
 from jaxfuse.train import steps
 from jaxfuse.train.state import TrainState, init_state
+from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
 MODEL = tiny_network.create(Compute())
 SIZE, ROWS = 32, 8

@@ -21,6 +21,7 @@ from jaxfuse.evaluate import panels, segments
 from jaxfuse.ops import color
 from jaxfuse.train import loop
 from run_folders import arrays, assert_equal_runs, records, saved_steps, upto
+from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
 SIZE = 32
 

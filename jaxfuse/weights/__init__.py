@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxfuse import __version__, convert
 from jaxfuse.convert import segformer
-from jaxfuse.models import MODELS, SEGMENTERS, Compute, Segmenter, create
+from jaxfuse.models import MODELS, SEGMENTERS, Compute, Segmenter, create, create_segmenter
 from jaxfuse.models.mit import Architecture
 from jaxfuse.models.segformer import ARCHITECTURES
 from jaxfuse.shapes import Params
@@ -115,6 +115,8 @@ def load_segmenter(
             f"{path}: holds {read.name}, a fusion network: give weights of a segmentation network"
         )
     found = read.params["head"]["classifier"]["bias"].size
+    if read.name in SEGMENTERS:
+        return create_segmenter(read.name, found, compute_dtype), read.params
     sizes = _sizes(read.name, dict(_flatten(read.params)), read.metadata)
     return segformer.segmenter(sizes, found, Compute(compute_dtype)), read.params
 
@@ -240,11 +242,12 @@ def _nested(flat: Mapping[str, np.ndarray]) -> Params:
     return params
 
 
-def _expected(name: str) -> dict[str, Any]:
-    """What our layout holds for a fusion model: arrays without values, by key."""
+def _expected(name: str, classes: int = 0) -> dict[str, Any]:
+    """What our layout holds for a network of either table: arrays without values, by key."""
     import jax
 
-    return dict(_flatten(jax.eval_shape(create(name).init, jax.random.key(0))))
+    init = create(name).init if name in MODELS else create_segmenter(name, classes).init
+    return dict(_flatten(jax.eval_shape(init, jax.random.key(0))))
 
 
 def _from_ours(
@@ -268,7 +271,10 @@ def _from_ours(
     elif name in SEGMENTERS or name == segformer.NAME:
         found = flat["head/classifier/bias"].size if segments else classes or 2
         _check_classes(path, found, classes)
-        expected = dict(_flatten(segformer.abstract(_sizes(name, flat, metadata), found)))
+        if name in SEGMENTERS:
+            expected = _expected(name, found)
+        else:
+            expected = dict(_flatten(segformer.abstract(_sizes(name, flat, metadata), found)))
     else:
         raise WeightsError(
             f"{path}: holds a model {name!r} that this version does not have: "
