@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import ssvif
+from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
 REPO = Path(__file__).parents[1]
 PAGE = REPO / "docs" / "guides" / "ssvif.md"
