@@ -100,7 +100,12 @@ TINY = Sizes(
     seeds=1,
     test_scenes=3,
     steps=2,
-    changes=(("train.steps_per_epoch", 1), ("train.batch_size", 2), ("target.scenes", 4)),
+    changes=(
+        ("train.steps_per_epoch", 1),
+        ("train.batch_size", 2),
+        ("train.devices", 1),
+        ("target.scenes", 4),
+    ),
 )
 
 
@@ -178,6 +183,7 @@ def judged(names: Sequence[str], work: Path, sizes: Sizes) -> tuple[Plan, downst
         batch_size=8 if sizes.steps > 10 else 2,
         seeds=sizes.seeds,
         frozen="none",
+        devices=dict(sizes.changes).get("train.devices", 0),
     )
     return plan, downstream.run(plan, work / "downstream", progress=_say)
 
