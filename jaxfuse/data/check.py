@@ -90,15 +90,21 @@ class Report:
             line = f"  boxes ({boxes['files']} files): {boxes['count']} boxes"
             lines.append(", ".join([line, *classes]))
         for kind, problems in (("error", self.errors), ("warning", self.warnings)):
-            shown_of = Counter[str]()
-            for problem in problems:
-                shown_of[problem.remedy] += 1
-                if not limit or shown_of[problem.remedy] <= limit:
-                    lines.append(f"{kind}: {problem}")
-            for remedy, count in shown_of.items():
-                if limit and count > limit:
-                    lines.append(f"{kind}: ... and {count - limit} more files: {remedy}")
+            lines += problem_lines(kind, problems, limit)
         return "\n".join(lines)
+
+
+def problem_lines(kind: str, problems: Iterable[Problem], limit: int) -> list[str]:
+    """A line each; of those with one remedy at most `limit` (0: all), and how many more."""
+    lines, shown_of = [], Counter[str]()
+    for problem in problems:
+        shown_of[problem.remedy] += 1
+        if not limit or shown_of[problem.remedy] <= limit:
+            lines.append(f"{kind}: {problem}")
+    for remedy, count in shown_of.items():
+        if limit and count > limit:
+            lines.append(f"{kind}: ... and {count - limit} more files: {remedy}")
+    return lines
 
 
 class _Facts(NamedTuple):

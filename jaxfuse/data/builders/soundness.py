@@ -23,7 +23,7 @@ from jaxfuse.data.builders.base import (
 from jaxfuse.data.builders.boxes import odd_boxes
 from jaxfuse.data.builders.classes import Coding, read_classes
 from jaxfuse.data.builders.examples import Form
-from jaxfuse.data.check import Problem
+from jaxfuse.data.check import Problem, problem_lines
 from jaxfuse.data.folders import parse_split
 from jaxfuse.data.headers import FileError
 from jaxfuse.data.images import stored_bits
@@ -80,14 +80,7 @@ class Soundness:
             ("incomplete", self.incomplete),
             ("warning", self.warnings),
         ):
-            shown_of = Counter[str]()
-            for problem in problems:
-                shown_of[problem.remedy] += 1
-                if not limit or shown_of[problem.remedy] <= limit:
-                    lines.append(f"{kind}: {problem}")
-            for remedy, count in shown_of.items():
-                if limit and count > limit:
-                    lines.append(f"{kind}: ... and {count - limit} more files: {remedy}")
+            lines += problem_lines(kind, problems, limit)
         return "\n".join(lines)
 
 
