@@ -14,7 +14,7 @@ import pytest
 from jaxfuse.config import SourceConfig
 from jaxfuse.data.pairs import DataError, Pair
 from jaxfuse.data.scenes import world
-from jaxfuse.data.synthetic import CLASSES, SENSORS, SMALLEST_BOX, SyntheticPairs
+from jaxfuse.data.synthetic import CLASSES, SENSORS, SMALLEST_BOX, VARIED, SyntheticPairs
 
 HEIGHT, WIDTH, SCENES = 120, 160, 12
 CAR, PERSON, BICYCLE = (CLASSES.index(name) for name in ("car", "person", "bicycle"))
@@ -82,7 +82,7 @@ def test_another_process_draws_the_same_scene(
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 47), (97, 60), (240, 320)])
-@pytest.mark.parametrize("sensor", sorted(SENSORS))
+@pytest.mark.parametrize("sensor", sorted((*SENSORS, VARIED)))
 def test_shapes_types_and_ranges(height: int, width: int, sensor: str) -> None:
     pairs = SyntheticPairs(2, height, width, 1, sensor)
     for index in range(2):
@@ -226,6 +226,18 @@ def test_sensors_see_the_same_world_differently() -> None:
         for other in names[k + 1 :]:
             assert np.abs(means[name] - means[other]).min() > 0.03
     assert np.all(means["dim"] < means["clear"]) and np.all(means["clear"] < means["haze"])
+
+
+def test_varied_sensors_change_with_the_scene_and_leave_the_world_alone() -> None:
+    varied, clear = _pairs(VARIED), _pairs()
+    ratios = []
+    for k in range(8):
+        pair = varied[k]
+        np.testing.assert_array_equal(pair.visible, varied[k].visible)
+        np.testing.assert_array_equal(pair.labels, clear[k].labels)
+        ratios.append(pair.visible.mean() / clear[k].visible.mean())
+    # One camera for all would keep the scenes' brightness to each other.
+    assert max(ratios) > 1.3 * min(ratios)
 
 
 @pytest.mark.parametrize("sensor", sorted(SENSORS))

@@ -59,7 +59,7 @@ class SourceConfig:
     seed: int = 0
     """synthetic: scenes are a function of (seed, index)."""
     sensor: str = "clear"
-    """synthetic: a name in `jaxfuse.data.synthetic.SENSORS`."""
+    """synthetic: a name in `jaxfuse.data.synthetic.SENSORS`, or "varied": another one each scene."""
 
     def __post_init__(self) -> None:
         for field, kinds in _FIELDS_OF_KINDS.items():

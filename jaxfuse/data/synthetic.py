@@ -91,6 +91,35 @@ SENSORS: dict[str, Sensor] = {
     ),
 }
 """The cameras: well exposed; underexposed, soft and noisy; bright and flat."""
+VARIED = "varied"
+"""Every scene is seen by cameras of its own, drawn at random."""
+
+
+def varied(rng: np.random.Generator) -> Sensor:
+    """Cameras drawn at random, over about the range of `SENSORS` (hot is always white)."""
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    def scaled(low: float, high: float) -> float:
+        return math.exp(between(math.log(low), math.log(high)))
+
+    return Sensor(
+        gain=scaled(0.9, 2.8),
+        gamma=between(1.8, 2.5),
+        tint=(between(0.85, 1.05), between(0.95, 1.05), between(0.9, 1.1)),
+        illumination=between(0.75, 1.0),
+        noise=scaled(0.007, 0.035),
+        blur=between(0.4, 1.0),
+        glare=between(0.02, 0.1),
+        veil=between(0.0, 0.025),
+        haze=scaled(0.5, 4.0),
+        ir_gain=between(0.5, 1.0),
+        ir_gamma=between(0.7, 1.2),
+        ir_noise=scaled(0.005, 0.022),
+        ir_blur=between(0.7, 1.2),
+        ir_equalise=max(0.0, between(-0.5, 0.5)),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -188,8 +217,10 @@ class SyntheticPairs:
     night_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.sensor not in SENSORS:
-            raise DataError(f"sensor = {self.sensor!r}: choose one of {', '.join(SENSORS)}")
+        if self.sensor not in (*SENSORS, VARIED):
+            raise DataError(
+                f"sensor = {self.sensor!r}: choose one of {', '.join((*SENSORS, VARIED))}"
+            )
         for field, least in (("scenes", 1), ("height", 32), ("width", 32), ("seed", 0)):
             if getattr(self, field) < least:
                 raise DataError(f"{field} = {getattr(self, field)!r}: use at least {least}")
@@ -232,7 +263,8 @@ class SyntheticPairs:
         """Draws scene `index` and looks at it. Grey levels lie on the 256 steps of 8 bits."""
         self._check(index)
         scene = world(self.seed, index, self.height, self.width, self.night_share)
-        sensor, rng = SENSORS[self.sensor], stream(self.seed, index, 1)
+        rng = stream(self.seed, index, 1)
+        sensor = varied(rng) if self.sensor == VARIED else SENSORS[self.sensor]
         visible, infrared = _visible(scene, sensor, rng), _infrared(scene, sensor, rng)
         return Pair(
             self.stem(index),

@@ -165,21 +165,17 @@ def loss_weights(
     return one, config.guidance_weight * one
 
 
-def _gradient_norms(
-    losses: Callable[[Gray, Features], tuple[tuple[Scalar, Scalar], Metrics]],
-    fused: Fused,
-    axis_name: str | None,
+def _norms(
+    pull: Callable[[tuple[Scalar, Scalar]], tuple[Gray, Features]], axis_name: str | None
 ) -> tuple[Scalar, Scalar]:
     """Norms of both losses' gradients at the fused image and features, over all devices."""
 
-    def norm(which: int) -> Scalar:
-        gradients = jax.grad(lambda i, f: losses(i, f)[0][which], argnums=(0, 1))(
-            fused.image, fused.features
-        )
+    def norm(cotangents: tuple[float, float]) -> Scalar:
+        gradients = pull((jnp.float32(cotangents[0]), jnp.float32(cotangents[1])))
         square = sum(jnp.sum(jnp.square(g)) for g in gradients)
         return jnp.sqrt(square if axis_name is None else lax.pmean(square, axis_name))
 
-    return norm(0), norm(1)
+    return norm((1.0, 0.0)), norm((0.0, 1.0))
 
 
 def fusion_objective(networks: Networks, config: SSVIFConfig) -> Objective:
@@ -231,10 +227,14 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
                 seen |= consistency.signs(a, b, axis_name)
             return (whole, guidance), seen
 
-        norms = None
         if config.weighting == "gradnorm":
-            norms = _gradient_norms(losses, fused, axis_name)
-        (whole, guidance), seen = losses(fused.image, fused.features)
+            (whole, guidance), pull, seen = jax.vjp(
+                losses, fused.image, fused.features, has_aux=True
+            )
+            norms = _norms(pull, axis_name)
+        else:
+            (whole, guidance), seen = losses(fused.image, fused.features)
+            norms = None
         w_f, w_c = lax.stop_gradient(loss_weights(config, memory, progress, norms))
         loss = w_f * whole + w_c * guidance
         return loss, {
