@@ -119,6 +119,10 @@ class SSVIFConfig:
     """Arithmetic of segmentation model and head; `model.compute_dtype` is the fusion network's."""
     loss: Literal["cross_entropy", "kl", "cosine"] = "cross_entropy"
     """How far two predictions are apart."""
+    region: int = 4
+    """Side of the squares, in cells of the segmentations' grid (4 pixels each), that A and B agree
+    on: logits are averaged over them. 1 compares every cell, and edges and texture are easier to
+    agree on than things."""
     sharpness: float = 2.0
     """Targets are softmax(sharpness * logits); 1 leaves them as they are."""
     confidence: bool = True
@@ -172,7 +176,7 @@ class SSVIFConfig:
             self.stage2_epochs,
             "nothing to train",
         )
-        for field in ("sinkhorn_steps", "weighting_window"):
+        for field in ("sinkhorn_steps", "weighting_window", "region"):
             value = getattr(self, field)
             require(value >= 1, f"method.{field}", value, "use at least 1")
         require(2 <= self.classes <= 255, "method.classes", self.classes, "use 2 to 255")

@@ -25,6 +25,23 @@ def _add_up(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
+def regions(logits: Features, side: int) -> Features:
+    """Means over squares of side x side cells, (b, ceil(h / side), ceil(w / side), k); squares at
+    the lower and right border are of what there is.
+    """
+    if side == 1:
+        return logits
+    box, step = (1, side, side, 1), (1, side, side, 1)
+    height, width = logits.shape[1:3]
+    pad = ((0, 0), (0, -height % side), (0, -width % side), (0, 0))
+
+    def summed(x: Array) -> Array:
+        return lax.reduce_window(x, 0.0, lax.add, box, step, pad)
+
+    count = summed(jnp.ones((1, height, width, 1), jnp.float32))
+    return summed(logits.astype(jnp.float32)) / count
+
+
 def balanced(
     logits: Features, epsilon: float, rounds: int, axis_name: str | None = None
 ) -> Features:

@@ -89,6 +89,10 @@ def cross_loss(
     of B, and B follows them as well as A.
     """
 
+    a, b = (consistency.regions(x, config.region) for x in (a, b))
+    if teacher is not None:
+        teacher = consistency.regions(teacher, config.region)
+
     def target(logits: Features) -> Features:
         if config.anchor == "balanced":
             return consistency.balanced(
