@@ -49,15 +49,19 @@ _TAUGHT: dict[str, Any] = {
     "classes": len(CLASSES),
     # The teacher all but stands still, while the segmentation network goes on learning.
     "teacher_decay": 0.9999,
+    # It knows small things from what is around them: every cell counts.
+    "region": 1,
 }
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.25},
+    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.0},
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
+COLLAPSED = "no_anchor"
+"""Trained beside them with the first seed, for its curves."""
 _LEVELS = {"intensity_weight": 1.0, "gradient_weight": 10.0, "ssim_weight": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
@@ -68,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kl": {"loss": "kl"},
     "cosine": {"loss": "cosine"},
     "all_pixels_alike": {"confidence": False},
+    "every_cell": {"region": 1},
     "8_classes": {"classes": 8},
     "16_classes": {"classes": 16},
     "64_classes": {"classes": 64},
@@ -221,6 +226,12 @@ def curves(name: str, seed: int, work: Path) -> dict[str, list[float]]:
     return {key: [round(float(r[key]), 4) for r in guided] for key in ("step", *names)}
 
 
+def collapse(work: Path, sizes: Sizes) -> dict[str, Any]:
+    """Curves and doubts of a run without an anchor."""
+    doubts = train({COLLAPSED: SETTINGS[COLLAPSED]}, work, dataclasses.replace(sizes, seeds=1))
+    return {"doubts": doubts[COLLAPSED][0], "curves": curves(COLLAPSED, 0, work)}
+
+
 def _interval(found: semantic.Interval) -> dict[str, float]:
     return {name: value for name, value in found._asdict().items() if math.isfinite(value)}
 
@@ -269,9 +280,11 @@ def measure(
     """Trains, judges, and says everything in one dict."""
     versions, hardware = machine.versions(), machine.hardware()
     doubts = train(variants, work, sizes)
+    # Where the variants are the bounds, it is not one of them.
+    more = {} if COLLAPSED in variants else {COLLAPSED: collapse(work, sizes)}
     names = tuple(variants)
     plan, found = judged(names, work, sizes)
-    return {
+    return more | {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -310,6 +323,30 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         signs = row.get("curves_of_seed_0")
         cells.append(f"{signs['classes_in_use'][-1]:.1f}" if signs else "")
         cells.append(f"{100 * signs['agreement'][-1]:.0f} %" if signs else "")
+        table.append("| " + " | ".join(cells) + " |")
+    return table
+
+
+def collapse_lines(result: Mapping[str, Any]) -> list[str]:
+    """The signs of training with and without an anchor, at a few steps."""
+    both = {
+        "balanced": result["rows"]["ssvif"]["curves_of_seed_0"],
+        "no anchor": result[COLLAPSED]["curves"],
+    }
+    shown = [
+        (f"{what}, {kind}", curve[sign], unit)
+        for what, sign, unit in (
+            ("classes in use", "classes_in_use", "{:.1f}"),
+            ("agreement", "agreement", "{:.0%}"),
+            ("confidence", "confidence", "{:.2f}"),
+        )
+        for kind, curve in both.items()
+    ]
+    steps = both["balanced"]["step"]
+    head = ["step", *(name for name, _, _ in shown)]
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for at in sorted({round(k * (len(steps) - 1) / 6) for k in range(7)}):
+        cells = [str(steps[at]), *(unit.format(values[at]) for _, values, unit in shown)]
         table.append("| " + " | ".join(cells) + " |")
     return table
 

@@ -1,4 +1,5 @@
-"""A segmentation network that learns from labels of generated scenes, for SSVIF to start from."""
+"""A segmentation network learns from labels of generated scenes, seen by many cameras: a teacher for
+SSVIF."""
 
 from jaxfuse.config import (
     DataConfig,
@@ -12,13 +13,13 @@ from jaxfuse.config import (
 def get() -> Experiment:
     return Experiment(
         name="segmentation_small",
-        method=SegmentationConfig(epochs=16),
+        method=SegmentationConfig(epochs=40),
         data=DataConfig(
             target=SourceConfig(
-                kind="synthetic", scenes=384, height=120, width=160, sensor="clear", seed=21
+                kind="synthetic", scenes=768, height=120, width=160, sensor="varied", seed=21
             ),
             patch_size=96,
             stride=64,
         ),
-        train=TrainConfig(batch_size=8, steps_per_epoch=100, log_every=20, checkpoint_every=400),
+        train=TrainConfig(batch_size=8, steps_per_epoch=100, log_every=20, checkpoint_every=1000),
     )

@@ -59,7 +59,8 @@ class SourceConfig:
     seed: int = 0
     """synthetic: scenes are a function of (seed, index)."""
     sensor: str = "clear"
-    """synthetic: a name in `jaxfuse.data.synthetic.SENSORS`, or "varied": another one each scene."""
+    """synthetic: a name in `jaxfuse.data.synthetic.SENSORS`, or "varied": a new one for each
+    scene."""
 
     def __post_init__(self) -> None:
         for field, kinds in _FIELDS_OF_KINDS.items():

@@ -33,7 +33,6 @@ from jaxfuse.methods.base import (
 )
 from jaxfuse.methods.examples import prepare_examples
 from jaxfuse.models import (
-    Fused,
     Head,
     Model,
     Segmenter,
