@@ -1,5 +1,4 @@
-"""A segmentation network learns from labels of generated scenes, seen by many cameras: a teacher for
-SSVIF."""
+"""A segmentation network learns from labels of generated scenes that many cameras see."""
 
 from jaxfuse.config import (
     DataConfig,
