@@ -21,9 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from jaxfuse import distributed
 from jaxfuse.config import UserError
 
-CHECKSUM = "checksum"
+CHECKSUM = "placed_checksum"
 """Where `info` on disk holds the state's checksum."""
 
 
@@ -59,7 +60,8 @@ class Checkpoints:
             )
         with self._explained("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._complaints = _drop_damaged_metrics(self.folder)
+            self._complaints = _drop_damaged_metrics(self.folder) if distributed.is_chief() else []
+            distributed.together("checkpoints are opened")
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 item_handlers={
@@ -129,10 +131,14 @@ class Checkpoints:
         complaints = list(self._complaints)
         unreadable: list[int] = []
         for step in reversed(self.steps):
+            state, info, why = None, {}, "another process could not read it"
             try:
                 state, info = self._read(step, abstract)
             except Exception as error:  # what a damaged file raises depends on where the damage is
-                complaints.append(f"{self.folder / str(step)}: unreadable ({_first_line(error)})")
+                why = _first_line(error)
+            # All or none: processes at different steps would wait for each other for ever.
+            if not distributed.all_agree(state is not None):
+                complaints.append(f"{self.folder / str(step)}: unreadable ({why})")
                 unreadable.append(step)
                 continue
             for newer in unreadable:
@@ -220,12 +226,41 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def checksum(tree: Any) -> int:
-    """CRC-32 of all arrays, with their names: Orbax notices damage to some of its bytes only."""
-    value = 0
-    for name, leaf in _named(tree).items():
-        array = np.asarray(jax.device_get(_key_data(leaf)))
-        value = zlib.crc32(name.encode() + array.tobytes(), value)
-    return value
+    """CRC-32 of a sum over each array, with its name: Orbax notices damage to some bytes only.
+
+    Equal however arrays lie on devices and processes; every process calls it.
+    """
+    named = {name: _key_data(leaf) for name, leaf in _named(tree).items()}
+    sums = distributed.sum_over_processes(
+        np.array([_placed_sum(leaf) for leaf in named.values()], np.uint32)
+    )
+    return zlib.crc32(" ".join(named).encode() + sums.astype("<u4").tobytes())
+
+
+def _placed_sum(leaf: Any) -> np.uint32:
+    """Sum, modulo 2^32, of numbers each mixed of an element's bits and its place in the array; over
+    the parts of the array that are this process' to count.
+    """
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        parts = [(leaf, (slice(None),) * leaf.ndim)] if distributed.is_chief() else []
+    else:
+        parts = [(np.asarray(s.data), s.index) for s in leaf.addressable_shards if not s.replica_id]
+    total = np.zeros((), np.uint32)
+    for part, index in parts:
+        places = np.zeros(part.shape, np.uint32)
+        stride = 1
+        for axis in reversed(range(part.ndim)):
+            first = index[axis].start or 0
+            along = (np.arange(first, first + part.shape[axis], dtype=np.uint64) * stride) % 2**32
+            shape = [-1 if each == axis else 1 for each in range(part.ndim)]
+            places += along.astype(np.uint32).reshape(shape)
+            stride *= leaf.shape[axis]
+        bits = np.ascontiguousarray(part).view(f"u{part.itemsize}").astype(np.uint32)
+        mixed = (bits ^ (places * np.uint32(0x9E3779B9))) * np.uint32(0x85EBCA6B)
+        mixed ^= mixed >> np.uint32(15)
+        total += mixed.sum(dtype=np.uint32)
+    return np.uint32(total)
 
 
 def _difference(saved: Any, abstract: Any) -> str:
@@ -242,6 +277,13 @@ def _difference(saved: Any, abstract: Any) -> str:
     return ""
 
 
-def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and types of `tree` (arrays or ShapeDtypeStructs) with one sharding, for `restore`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract_like(tree: Any, sharding: Any) -> Any:
+    """Shapes and types of `tree` (arrays or ShapeDtypeStructs) with one sharding, or one for each
+    array, for `restore`.
+    """
+    if isinstance(sharding, jax.sharding.Sharding):
+        one = sharding
+        sharding = jax.tree.map(lambda x: one, tree)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, sharding
+    )

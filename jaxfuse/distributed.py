@@ -1,19 +1,49 @@
-"""Devices: mesh, shardings, host arrays to device arrays. The only reader of the environment."""
+"""Processes and devices: start-up, mesh, shardings, host arrays to device arrays.
+
+The only reader of the environment.
+
+A run of several processes is JAX's own: `jax.distributed` finds the others, tells of a preemption
+and notices who has died. Nothing here talks to another process by other means.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, UserError
 from jaxfuse.shapes import Batch
 
 DATA_AXIS = "data"
+FSDP_AXIS = "fsdp"
+"""Devices along it hold parts of the parameters; they share in the batch as well."""
+SMALL = 1 << 14
+"""Arrays with fewer numbers than this are not worth a gather: every device holds them whole."""
+
+PEER_GONE = 70
+"""Exit code of a process that stopped because another one is gone: start all of them again."""
+HEARTBEAT_SECONDS = 20
+"""After so long without a sign of life a process counts as gone (JAXFUSE_HEARTBEAT_SECONDS)."""
+JOIN_SECONDS = 300
+"""How long a process waits for the others to start (JAXFUSE_JOIN_SECONDS)."""
+PARTING_SECONDS = 5
+"""How long a process that fails waits to hear whether all fail alike."""
+
+
+class ProcessError(UserError, RuntimeError):
+    """The processes of a run cannot find each other; the message says who waited for whom."""
 
 
 def compilation_cache() -> Path:
@@ -32,8 +62,206 @@ def compilation_cache() -> Path:
     return folder
 
 
-def data_mesh(devices: int = 0) -> Mesh:
-    """A mesh with one axis, `data`, over the first `devices` local devices (0: all)."""
+def _seconds(name: str, usual: int) -> int:
+    given = os.environ.get(name, "")
+    if given and not (given.isdecimal() and int(given) > 0):
+        raise ConfigError(f"{name} = {given!r}: use whole seconds, 1 or more")
+    return int(given or usual)
+
+
+def _given_place() -> dict[str, Any]:
+    """Address, number of processes and own number where the environment says them; else {}."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if "JAX_NUM_PROCESSES" not in given and "JAX_PROCESS_ID" not in given:
+        return {}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(given)} set, but not {', '.join(missing)}: set all three, or none for one "
+            "process or a cluster that JAX knows"
+        )
+    for name in names[1:]:
+        if not given[name].isdecimal():
+            raise ConfigError(f"{name} = {given[name]!r}: use a whole number")
+    count, mine = int(given[names[1]]), int(given[names[2]])
+    if not mine < count:
+        raise ConfigError(f"JAX_PROCESS_ID = {mine}: must lie in 0..{count - 1}")
+    if not given[names[0]].rpartition(":")[2].isdecimal():
+        raise ConfigError(f"JAX_COORDINATOR_ADDRESS = {given[names[0]]!r}: use host:port")
+    return {"coordinator_address": given[names[0]], "num_processes": count, "process_id": mine}
+
+
+def start() -> None:
+    """Joins the other processes of the run, where there are any. Call it before JAX is used.
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; without these JAX finds
+    them itself in SLURM, Open MPI, Kubernetes, GKE and Cloud TPU; without any of these this is the
+    only one. From then on a thread watches the others: see `PEER_GONE`. Raises ConfigError for
+    settings that cannot be and ProcessError where the others cannot be found.
+    """
+    if jax.distributed.is_initialized():
+        return
+    place = _given_place()
+    heartbeat = _seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
+    patience = _seconds("JAXFUSE_JOIN_SECONDS", JOIN_SECONDS)
+    if place.get("num_processes") == 1 or (not place and os.environ.get("SLURM_NTASKS") == "1"):
+        return
+    try:
+        with warnings.catch_warnings():
+            # In a pod of Kubernetes that is no indexed job JAX asks for a package nobody needs.
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(
+                **place,
+                heartbeat_timeout_seconds=heartbeat,
+                initialization_timeout=patience,
+                shutdown_timeout_seconds=2 * heartbeat,
+            )
+    except ValueError:
+        if place:
+            raise
+        return  # no cluster that JAX knows: one process
+    except RuntimeError as error:
+        where = place.get("coordinator_address", "the cluster's coordinator")
+        raise ProcessError(
+            f"{where}: could not join the other processes within {patience} s "
+            f"({str(error).splitlines()[0]}): start all of them, with the same address and "
+            "number, see to the network, or wait longer with JAXFUSE_JOIN_SECONDS"
+        ) from error
+    if jax.process_count() > 1:
+        _Watch().start()
+
+
+def is_chief() -> bool:
+    """Whether this process logs and writes files: number 0."""
+    return jax.process_index() == 0
+
+
+def together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(mine: bool) -> bool:
+    """Whether it is true in every process."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.array(mine))))
+
+
+def sum_over_processes(mine: np.ndarray) -> np.ndarray:
+    """Element by element; unsigned numbers wrap around."""
+    if jax.process_count() == 1:
+        return mine
+    return np.sum(multihost_utils.process_allgather(mine), axis=0, dtype=mine.dtype)
+
+
+def must_stop(step: int) -> bool:
+    """Whether a signal came to any process and all have agreed to stop after this very step.
+
+    For runs of several processes; every process asks after every step.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def _client() -> Any:
+    # JAX gives no public name to the client that knows who lives.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+class _Watch(threading.Thread):
+    """Ends this process when another one is gone, saying which: its step would wait for ever."""
+
+    ending = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__(name="jaxfuse-watch", daemon=True)
+
+    def run(self) -> None:
+        everyone = range(jax.process_count())
+        while not self.ending.wait(1.0):
+            try:
+                # Returns when all that live have asked, or have been silent for the heartbeat time.
+                alive = _client().get_live_nodes(list(everyone))
+            except Exception:  # the coordinator is gone or has ended; JAX says so and aborts
+                return
+            gone = sorted(set(everyone) - set(alive))
+            if gone and not self.ending.is_set():
+                _end(
+                    PEER_GONE,
+                    f"process {', '.join(map(str, gone))} of {len(everyone)} is gone: process "
+                    f"{jax.process_index()} stops too. Start all again: the run continues from its "
+                    "last checkpoint",
+                )
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # One write, so that lines of processes that share a terminal stay whole.
+        os.write(sys.stderr.fileno(), f"jaxfuse: {text}\n".encode())
+
+
+def _end(code: int, text: str) -> None:
+    """Ends the process now: leaving in order would wait for processes that are gone."""
+    _say(text)
+    os._exit(code)
+
+
+def _part() -> bool:
+    """Whether all processes get here within a few seconds; then they leave in order."""
+    try:
+        _client().wait_at_barrier("jaxfuse parting", PARTING_SECONDS * 1000)
+    except Exception:  # too late, or somebody is gone
+        return False
+    _Watch.ending.set()
+    jax.distributed.shutdown()
+    return True
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the other processes, and leaves with them.
+
+    With one process it does nothing. With several, an error that all meet (a wrong setting, a
+    request to stop) is raised in process 0 and ends the others with its exit code; an error of one
+    process alone is printed with its number and ends it at once, whereupon the others end with
+    `PEER_GONE`. An error that comes of another process' end waits for that to be known.
+    """
+    start()
+    if jax.process_count() == 1:
+        yield
+        return
+    mine, count = jax.process_index(), jax.process_count()
+    try:
+        yield
+    except UserError as error:
+        code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else 1)
+        if not _part():
+            _end(code, f"process {mine} of {count}: {error}")
+        if mine:
+            raise SystemExit(code) from error
+        raise
+    except BaseException:
+        # Collectives fail at once where a peer dies; the watch knows who a little later.
+        said = traceback.format_exc()
+        _say(f"process {mine} of {count}: {said.splitlines()[-1]}: is another process gone?")
+        _Watch.ending.wait(_seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS) + 5)
+        _end(1, f"process {mine} of {count}: none is gone:\n{said}")
+    if not _part():
+        _end(PEER_GONE, f"process {mine} of {count}: done, but not all others are")
+
+
+def data_mesh(devices: int = 0, fsdp: int = 1) -> Mesh:
+    """A mesh over the first `devices` devices (0: all, of all processes).
+
+    One axis, `data`; with fsdp > 1 a second one, `fsdp`, of that many devices each of which holds a
+    part of the parameters.
+    """
     available = jax.devices()
     if devices > len(available):
         raise ConfigError(
@@ -41,9 +269,19 @@ def data_mesh(devices: int = 0) -> Mesh:
             "device(s): use fewer, or on a CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={devices}"
         )
+    if devices and jax.process_count() > 1 and devices != len(available):
+        raise ConfigError(
+            f"train.devices = {devices}: {jax.process_count()} processes use all of their "
+            f"{len(available)} devices: set it to 0"
+        )
+    chosen = np.array(available[: devices or len(available)])
+    if len(chosen) % fsdp:
+        raise ConfigError(f"train.fsdp = {fsdp}: must divide the {len(chosen)} devices")
     # An explicit Mesh has Auto axes on every JAX version; make_mesh's default changed and pmap
     # rejects the new one.
-    return Mesh(np.array(available[: devices or len(available)]), (DATA_AXIS,))
+    if fsdp > 1:
+        return Mesh(chosen.reshape(-1, fsdp), (DATA_AXIS, FSDP_AXIS))
+    return Mesh(chosen, (DATA_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -53,7 +291,50 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
     """The leading axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    axes = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else DATA_AXIS))
+
+
+def by_rule(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each array of `tree` (arrays or ShapeDtypeStructs).
+
+    Without an fsdp axis every device holds everything. With one, arrays of `SMALL` numbers and more
+    are split along their longest axis that its devices divide (the last of equal ones); parameters
+    and the optimizer's averages of them have equal shapes and thus equal shardings.
+    """
+    whole = replicated(mesh)
+    if FSDP_AXIS not in mesh.axis_names:
+        return jax.tree.map(lambda x: whole, tree)
+    parts = mesh.shape[FSDP_AXIS]
+
+    def one(x: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
+        if x.size < SMALL or not axes or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return whole
+        longest = max(axes, key=lambda axis: (x.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP_AXIS))
+
+    return jax.tree.map(one, tree)
+
+
+def whole_on_host(tree: Any, mesh: Mesh) -> Any:
+    """The arrays as NumPy arrays, gathered from all devices. Every process calls it."""
+    if any(not x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.device_get(tree)
+
+
+def to_global(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole, on devices of its own, as replicated global ones."""
+
+    def one(x: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        plain = jax.random.key_data(x) if is_key else x
+        copies = [shard.data for shard in plain.addressable_shards]
+        whole = jax.make_array_from_single_device_arrays(plain.shape, replicated(mesh), copies)
+        return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(x)) if is_key else whole
+
+    return jax.tree.map(one, tree)
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> dict[str, Any]:

@@ -46,9 +46,13 @@ def train(arguments: Sequence[str]) -> int:
     from jaxfuse import distributed
 
     distributed.compilation_cache()
-    from jaxfuse.train import loop
+    with distributed.joined():
+        from jaxfuse.train import loop
 
-    outcome = loop.run(experiment, run or default)
+        outcome = loop.run(experiment, run or default)
+        chief = distributed.is_chief()
+    if not chief:
+        return FAILED if outcome.doubts else DONE
     if outcome.loss is not None:
         print(f"{outcome.folder}: {outcome.steps} steps, loss {outcome.loss:.4f}")
     print(outcome.folder / "weights.safetensors")

@@ -49,7 +49,10 @@ class TrainConfig:
     strategy: Literal["jit", "pmap"] = "jit"
     """Which wrapper drives the devices; the numbers are the same."""
     devices: int = 0
-    """How many local devices to use; 0 uses all."""
+    """How many local devices to use; 0 uses all, of all processes."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are split, each holding a part, for large
+    networks; 1 keeps them whole everywhere. With jit only."""
     accumulate: int = 1
     """Split each batch in this many parts, one after the other, and average their gradients; what a
     loss sums over a whole batch (decomposition, balanced targets) it then sums over each part."""
@@ -66,7 +69,14 @@ class TrainConfig:
     """Also write TensorBoard event files into the run folder."""
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_last"):
+        for field in (
+            "batch_size",
+            "fsdp",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep_last",
+        ):
             value = getattr(self, field)
             require(value > 0, f"train.{field}", value, "use at least 1")
         for field in ("steps_per_epoch", "devices", "keep_best"):
@@ -77,6 +87,9 @@ class TrainConfig:
             "train.accumulate",
             self.accumulate,
             f"must divide train.batch_size ({self.batch_size})",
+        )
+        require(
+            self.fsdp == 1 or self.strategy == "jit", "train.fsdp", self.fsdp, "use 1 with pmap"
         )
 
 
@@ -107,6 +120,7 @@ FREE_FIELDS = frozenset(
         "model.remat",
         "train.strategy",
         "train.devices",
+        "train.fsdp",
         "train.log_every",
         "train.checkpoint_every",
         "train.keep_last",

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import os
+import time
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,11 +39,41 @@ _ORDER, _CROP = 0, 1
 """What random words are for; keeps the two uses apart."""
 
 
-@runtime_checkable
-class Batches(Iterator[dict[str, np.ndarray]], Protocol):
+SECONDS = "seconds"
+"""What a batch says beside its arrays until `Batches` takes it out: how long it took to read."""
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
     """Batches in order. Close it: else its threads and processes live on until it is collected."""
 
-    def close(self) -> None: ...
+    def __init__(self, batches: Any, at_once: int) -> None:
+        """at_once: how many batches can be read at the same time."""
+        self._batches, self._at_once = batches, at_once
+        self._read, self._count, self._waited = 0.0, 0, 0.0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        since = time.perf_counter()
+        batch = dict(next(self._batches))
+        self._waited += time.perf_counter() - since
+        self._read += float(batch.pop(SECONDS))
+        self._count += 1
+        return batch
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def pace(self) -> tuple[float, float]:
+        """(batches a second that reading can give, seconds waited for a batch), since last asked.
+
+        The first is an estimate: what reading a batch took, times how many are read at once. Both
+        are nan before the first batch.
+        """
+        if not self._count:
+            return math.nan, math.nan
+        rate = self._at_once * self._count / max(self._read, 1e-9)
+        waited = self._waited / self._count
+        self._read, self._count, self._waited = 0.0, 0, 0.0
+        return rate, waited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +206,7 @@ class _Read:
     processes: int
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
+        since = time.perf_counter()
         batch: dict[str, np.ndarray] = {}
         for stream in self.streams:
             start = (step * self.processes + self.process) * stream.rows
@@ -183,6 +217,7 @@ class _Read:
                 batch["labels"] = patches.labels.astype(np.int32)
             if not stream.prefix:
                 batch["index"] = _numbers(start, stream.rows)
+        batch[SECONDS] = np.float64(time.perf_counter() - since)
         return batch
 
 
@@ -284,7 +319,8 @@ class Pipeline:
         if workers:
             _parse_flags()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(batches)
+        at_once = min(max(1, workers) * max(1, threads), os.cpu_count() or 1)
+        return Batches(iter(batches), at_once)
 
     def indices(self, step: int) -> np.ndarray:
         """`index` of the whole batch of `step`, over all processes: uint32 (batch_size,)."""

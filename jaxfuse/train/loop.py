@@ -22,11 +22,15 @@ from jax.sharding import Mesh
 from jaxfuse import distributed, weights
 from jaxfuse.checkpoint import CheckpointError, Checkpoints, abstract_like
 from jaxfuse.config import Experiment, UserError, to_dict
+from jaxfuse.data.pipeline import Batches
 from jaxfuse.methods import RANK, Method, Stage
 from jaxfuse.models import Model
 from jaxfuse.train import setup, steps
 from jaxfuse.train.state import TrainState, init_state
 from jaxfuse.train.writers import JsonLines, TensorBoard, Terminal, Writer, last_record
+
+STARVED = 0.2
+"""Share of the time waiting for data above which a run says so."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -61,42 +65,46 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
     before a new folder is made.
     """
     folder = Path(folder)
-    mesh = distributed.data_mesh(experiment.train.devices)
+    config = experiment.train
+    mesh = distributed.data_mesh(config.devices, config.fsdp)
     setup.check(experiment, mesh.size)
     continuing = setup.may_continue(folder, experiment)
     data = setup.open_data(experiment)
     model, method = setup.build(experiment, data.facts)
-    if not continuing:
-        setup.make_folder(folder, experiment)
-    if data.selection is not None:
-        setup.keep_selection(folder, data.selection)
-    config = experiment.train
+    distributed.together("all have looked at the folder")
+    if distributed.is_chief():
+        if not continuing:
+            setup.make_folder(folder, experiment)
+        if data.selection is not None:
+            setup.keep_selection(folder, data.selection)
+    distributed.together("the folder is made")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.keep_best)
     writers: list[Writer] = []
     try:
-        replicated = distributed.replicated(mesh)
-        init = jax.jit(lambda key: init_state(method, key), out_shardings=replicated)
         key = jax.random.key(experiment.seed)
+        shapes = jax.eval_shape(lambda key: init_state(method, key), key)
+        placed = distributed.by_rule(shapes, mesh)
         notes: list[str] = []
         start = 0
         if checkpoints.steps:
-            abstract = abstract_like(jax.eval_shape(init, key), replicated)
-            state, _, notes = checkpoints.restore(abstract)
+            state, _, notes = checkpoints.restore(abstract_like(shapes, placed))
             start = int(state.step)
             notes.append(f"continuing {folder} from step {start} of {method.steps}")
         else:
-            state = init(key)
+            state = jax.jit(lambda key: init_state(method, key), out_shardings=placed)(key)
             if continuing:
                 notes.append(f"{folder} has no checkpoint yet: starting from step 0")
         notes += setup.remarks(experiment, data)
-        terminal = Terminal(method.steps, start)
-        writers += [terminal, JsonLines(folder / "log.jsonl", start)]
-        if config.tensorboard:
-            writers.append(TensorBoard(folder / "tensorboard", start))
+        terminal = Terminal(method.steps, start, silent=not distributed.is_chief())
+        writers.append(terminal)
+        if distributed.is_chief():
+            writers.append(JsonLines(folder / "log.jsonl", start))
+            if config.tensorboard:
+                writers.append(TensorBoard(folder / "tensorboard", start))
         for note in notes:
             terminal.say(note)
         session = _Session(
-            experiment, folder, mesh, model, method, data, checkpoints, terminal, writers
+            experiment, folder, mesh, placed, model, method, data, checkpoints, terminal, writers
         )
         with _stop_requests() as stop:
             return session.run(state, start, stop)
@@ -114,6 +122,8 @@ class _Session:
     experiment: Experiment
     folder: Path
     mesh: Mesh
+    placed: TrainState
+    """The sharding of each array of the state."""
     model: Model
     method: Method
     data: setup.Data
@@ -129,6 +139,15 @@ class _Session:
             doubts = tuple(method.doubts(last_record(self.folder / "log.jsonl")))
             return Outcome(step, None, self.folder, doubts)
         batches = self.data.pipeline.batches(step)
+        # XLA's CPU devices of several processes lock up with two steps under way (JAX 0.10.2).
+        one_by_one = (
+            jax.process_count() > 1
+            and self.mesh.devices.flat[0].platform == "cpu"
+            and len(self.mesh.local_devices) > 1
+        )
+        starved: bool | None = (
+            None  # nothing is said of the first lines: threads start, XLA compiles
+        )
         stage: Stage | None = None
         pending: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
@@ -142,14 +161,22 @@ class _Session:
                 batch = next(batches)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = take(state, batch)
+                if one_by_one:
+                    jax.block_until_ready(metrics)
                 step += 1
                 pending.append({name: x for name, x in metrics.items() if x.ndim == 0})
                 self.terminal.advance(step, stage.name)
-                stopping = stop.is_set() and step < method.steps
+                asked = stop.is_set() or distributed.must_stop(step)
+                stopping = asked and step < method.steps
                 saving = stopping or step % config.checkpoint_every == 0 or step == stage.stop
                 if saving or step % config.log_every == 0:
                     self.checkpoints.check()
                     record = self._summary(state, step, stage, pending, since)
+                    record |= self._pace(batches, record["steps_per_second"])
+                    if starved is False and _starved(record):
+                        self.terminal.say(self._hunger(step, record))
+                        starved = True
+                    starved = bool(starved)
                     if saving and not stopping:  # who asked to stop may not wait for long
                         record |= self._validate(state, stage)
                     before, doubts = doubts, tuple(method.doubts(record))
@@ -176,7 +203,7 @@ class _Session:
         accumulate = self.experiment.train.accumulate
         if self.experiment.train.strategy == "pmap":
             return steps.make_pmap_step(stage, self.mesh, accumulate)
-        compiled = steps.make_jit_step(stage, self.mesh, accumulate)
+        compiled = steps.make_jit_step(stage, self.mesh, accumulate, self.placed)
         return lambda state, batch: compiled(state, distributed.to_devices(batch, self.mesh))
 
     def _summary(
@@ -203,6 +230,24 @@ class _Session:
             "steps_per_second": rate,
             **means,
         }
+
+    def _pace(self, batches: Batches, steps_per_second: float) -> dict[str, float]:
+        """How fast reading is beside the steps, in examples of this process."""
+        rate, waited = batches.pace()
+        rows = self.experiment.train.batch_size // jax.process_count()
+        return {
+            "examples_per_second": rows * steps_per_second,
+            "loader_examples_per_second": rows * rate,
+            "data_share": min(waited * steps_per_second, 1.0),
+        }
+
+    def _hunger(self, step: int, record: dict[str, Any]) -> str:
+        return (
+            f"step {step}: {record['data_share']:.0%} of the time goes by waiting for data: "
+            f"reading gives about {record['loader_examples_per_second']:.0f} examples a second. "
+            "Raise data.threads or data.cache_mib, or prepare the set as shards (jaxfuse data "
+            "prepare)"
+        )
 
     def _stop_at(self, bad_step: int) -> None:
         with contextlib.suppress(CheckpointError):  # this error is the one to hear of
@@ -240,14 +285,14 @@ class _Session:
             "stage": float(self.method.stages.index(stage)),
         }
         # Weights first: a run whose last checkpoint is on disk has its final weights.
-        if jax.process_index() == 0:
+        params = distributed.whole_on_host(self.method.deploy(state.params), self.mesh)
+        if distributed.is_chief():
             metadata = {
                 "experiment": self.experiment.name,
                 "step": str(step),
                 "stage": stage.name,
                 "config": json.dumps(info["config"]),
             }
-            params = jax.device_get(self.method.deploy(state.params))
             name = self.method.network or self.model.name
             weights.save_weights(self.folder / "weights.safetensors", name, params, metadata)
             if step == stage.stop:
@@ -259,6 +304,12 @@ class _Session:
                 said = {"rank_stage": repr(rank[0]), "rank_loss": repr(-rank[1])}
                 weights.save_weights(best, name, params, {**metadata, **said})
         self.checkpoints.save(step, state, info, ranks)
+
+
+def _starved(record: dict[str, Any]) -> bool:
+    """Whether the steps wait for data, and reading can indeed not give much more."""
+    enough = record["loader_examples_per_second"] > 2.0 * record["examples_per_second"]
+    return record["data_share"] > STARVED and not enough
 
 
 def _rank_of(path: Path) -> tuple[float, float]:
@@ -277,7 +328,8 @@ def _stop_requests() -> Iterator[threading.Event]:
     A second SIGINT interrupts at once.
     """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    # With several processes JAX hears the signal and all agree on a step: `distributed.must_stop`.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
 

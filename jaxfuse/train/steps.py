@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxfuse import distributed
 from jaxfuse.config import ConfigError
 from jaxfuse.methods import RANK, Stage
 from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
@@ -103,14 +104,18 @@ def _value_and_grad(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
-    """`update` under jit: state replicated over the mesh and donated, batch rows sharded."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1, placed: Any = None) -> Step:
+    """`update` under jit: state donated, batch rows sharded.
+
+    placed: the state's sharding, one or a tree of them (`distributed.by_rule`); without, every
+    device of the mesh holds all of it.
+    """
+    whole = distributed.replicated(mesh)
+    placed = whole if placed is None else placed
     return jax.jit(
         functools.partial(update, stage=stage, accumulate=accumulate),
-        in_shardings=(replicated, rows),
-        out_shardings=(replicated, replicated),
+        in_shardings=(placed, distributed.by_rows(mesh)),
+        out_shardings=(placed, whole),
         donate_argnums=0,
     )
 
@@ -118,10 +123,8 @@ def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
 @functools.cache
 def make_validation(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], Scalar]:
     """The loss that ranks the stage's checkpoints, on a batch without augmentation, external
-    patches or gradient.
+    patches or gradient. The state stays placed as it comes.
     """
-    replicated = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def evaluate(state: TrainState, batch: Batch) -> Scalar:
         progress = (state.step - stage.start).astype(jnp.float32) / stage.steps
@@ -131,21 +134,27 @@ def make_validation(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], S
         )
         return metrics.get(RANK, loss)
 
-    return jax.jit(evaluate, in_shardings=(replicated, rows), out_shardings=replicated)
+    return jax.jit(
+        evaluate,
+        in_shardings=(None, distributed.by_rows(mesh)),
+        out_shardings=distributed.replicated(mesh),
+    )
 
 
 def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
     """`update` under pmap over the mesh's devices: takes and gives what `make_jit_step` does.
 
-    The state keeps one replicated copy without a device axis, so the two steps can take turns.
+    The state keeps one replicated copy without a device axis, so the two steps can take turns. With
+    several processes each gives its own rows.
     """
-    devices = list(mesh.devices.flat)
+    devices = mesh.local_devices
+    several = jax.process_count() > 1
     mapped = jax.pmap(
         functools.partial(update, stage=stage, accumulate=accumulate, axis_name="data"),
         axis_name="data",
         in_axes=(None, 0),
         out_axes=(None, None),
-        devices=devices,
+        devices=None if several else devices,
         donate_argnums=0,
     )
 
@@ -158,6 +167,7 @@ def make_pmap_step(stage: Stage, mesh: Mesh, accumulate: int = 1) -> Step:
                 )
             return np.reshape(x, (len(devices), len(x) // len(devices), *x.shape[1:]))
 
-        return mapped(state, jax.tree.map(split, batch))
+        done = mapped(state, jax.tree.map(split, batch))
+        return distributed.to_global(done, mesh) if several else done
 
     return step

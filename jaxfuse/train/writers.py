@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -129,10 +130,14 @@ class TensorBoard:
 
 
 class Terminal:
-    """On a terminal a bar with steps/s, time left and the losses; plain lines elsewhere."""
+    """On a terminal a bar with steps/s, time left and the losses; plain lines elsewhere.
 
-    def __init__(self, total: int, start: int, stream: Any = None):
-        self._stream = stream or sys.stderr
+    silent: says nothing, for processes beside the one that speaks.
+    """
+
+    def __init__(self, total: int, start: int, stream: Any = None, silent: bool = False):
+        self._stream = io.StringIO() if silent else stream or sys.stderr
+        self._silent = silent
         self._total = total
         self._progress: Progress | None = None
         if self._stream.isatty():
@@ -157,6 +162,8 @@ class Terminal:
             self._progress.update(self._task, completed=step, description=stage)
 
     def write(self, record: dict[str, Any]) -> None:
+        if self._silent:
+            return
         step, rate = record["step"], record["steps_per_second"]
         losses = f"loss {record['loss']:.4f}"
         if "validation_loss" in record:
@@ -176,6 +183,8 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A line of its own."""
+        if self._silent:
+            return
         if self._progress:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
