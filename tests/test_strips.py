@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jaxfuse import models
-from jaxfuse.infer import maps, strips
+from jaxfuse.infer import maps, sharded, strips
 from jaxfuse.infer.maps import MapStore, ScratchError
 from jaxfuse.infer.strips import choose_window, cuts, fuse_strips
 from jaxfuse.models import Model, Pass
@@ -407,3 +407,55 @@ def test_memory_stays_small(fresh_python, tmp_path):
     found = json.loads(ran.stdout)
     assert found["finite"] and found["shape"] == [height, width]
     assert found["peak"] < 1.2e9
+
+
+# Rows over devices
+
+
+@pytest.mark.parametrize("halo", [0, 1, 2, 6])
+def test_a_layout_answers_for_each_row_once(halo):
+    for height in range(1, 90):
+        for devices in range(1, 9):
+            plan = sharded.layout(height, devices, halo)
+            count = len(plan.starts)
+            assert 1 <= count <= devices and plan.firsts[0] == plan.starts[0] == 0
+            assert plan.starts[-1] + plan.size == height
+            lasts = (*plan.firsts[1:], height)
+            for start, first, last in zip(plan.starts, plan.firsts, lasts, strict=True):
+                assert start <= first < last <= start + plan.size
+                # What a window lacks lies with its next neighbours, and is as much as a halo.
+                assert start == 0 or first - start == halo
+                assert last == height or start + plan.size - last >= halo
+            for here, below in zip(range(count - 1), range(1, count), strict=True):
+                assert plan.firsts[here] <= plan.starts[below]
+                assert plan.starts[here] + plan.size <= lasts[below]
+
+
+@pytest.mark.parametrize(("height", "devices"), [(61, 8), (64, 4), (45, 2), (9, 8), (17, 3)])
+def test_rows_over_devices_give_the_whole_image(small, height, devices):
+    model, params = small
+    visible, infrared = pair(height, 24)
+    expected = whole(model, params, visible, infrared)
+    found = sharded.fuse_sharded(model, params, visible, infrared, devices)
+    assert found.shape == (height, 24) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_rows_over_devices_need_the_halo_that_the_passes_claim(small):
+    """The test above can fail: with a halo too small by one it does."""
+    model, params = small_model(halo=1), small[1]
+    visible, infrared = pair(64, 24)
+    expected = whole(model, params, visible, infrared)
+    found = sharded.fuse_sharded(model, params, visible, infrared, 8)
+    assert np.abs(found - expected).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_crossfuse_on_eight_devices_gives_the_whole_image():
+    model = models.create("crossfuse")
+    params = model.init(jax.random.key(1))
+    visible, infrared = pair(203, 32)
+    expected = whole(model, params, visible, infrared)
+    found = sharded.fuse_sharded(model, params, visible, infrared)
+    assert len(sharded.layout(203, 8, max(p.halo for p in model.passes)).starts) == 8
+    np.testing.assert_allclose(found, expected, atol=1e-5)

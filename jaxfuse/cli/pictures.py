@@ -27,7 +27,7 @@ class FuseArguments:
     """Weights file, run folder, or the name of weights in the package (default: those)."""
     bits: Literal[8, 16] = 8
     """Bits per channel of the result."""
-    method: Literal["auto", "whole", "strips", "tiles"] = "auto"
+    method: Literal["auto", "whole", "strips", "devices", "tiles"] = "auto"
     """How large images are processed. All but tiles, which is approximate, give the same picture.
     """
     stretch: Literal["none", "minmax"] = "none"

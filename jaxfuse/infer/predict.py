@@ -13,13 +13,14 @@ import numpy as np
 from jaxfuse import weights as weight_files
 from jaxfuse.config import UserError
 from jaxfuse.data.images import pseudo_colour
+from jaxfuse.infer.sharded import fuse_sharded
 from jaxfuse.infer.strips import fuse_strips
 from jaxfuse.infer.tiles import compiled, fuse_tiles
 from jaxfuse.models import MODELS, Model, create
 from jaxfuse.ops import color
 from jaxfuse.shapes import Array, Params
 
-Way = Literal["auto", "whole", "strips", "tiles"]
+Way = Literal["auto", "whole", "strips", "devices", "tiles"]
 Stretch = Literal["none", "minmax"]
 
 DEFAULT_WEIGHTS = "crossfuse"
@@ -119,7 +120,8 @@ def fuse(
     [0, 1]; any size from 1x1.
     weights: what `load` takes, or a `Fuser`.
     method: "whole" runs one program over the image; "strips" gives the same in bounded memory;
-    "auto" picks one of the two; "tiles" is approximate, independent overlapping tiles.
+    "devices" gives the same with the image's rows split over all devices; "auto" picks one of the
+    first two; "tiles" is approximate, independent overlapping tiles.
     stretch: "minmax" spreads the fused luma over [0, 1] as the published test script does.
     Returns height and width of the input, RGB where visible is colour and (h, w) else, in visible's
     dtype (rounded). Colours (CbCr, BT.601) are the visible image's. Raises ImageError for sizes
@@ -165,14 +167,16 @@ def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way
     if method == "auto":
         limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
         method = "whole" if luma.size <= limit or not fuser.model.passes else "strips"
-    if method == "strips" and not fuser.model.passes:
+    if method in ("strips", "devices") and not fuser.model.passes:
         raise ImageError(
-            f'method = "strips": {fuser.name} has no exact windows: use "whole", or "tiles"'
+            f'method = "{method}": {fuser.name} has no exact windows: use "whole", or "tiles"'
         )
     if method == "tiles":
         return fuse_tiles(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
     if method == "strips":
         return fuse_strips(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
+    if method == "devices":
+        return fuse_sharded(fuser.model, fuser.params, luma[:, :, 0], infrared[:, :, 0])
     return np.asarray(compiled(fuser.model)(fuser.params, luma[None], infrared[None]))[0, :, :, 0]
 
 
