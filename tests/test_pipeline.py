@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import subprocess
 import threading
@@ -26,7 +27,13 @@ from jaxfuse.data.patches import (
     read_pair,
     read_patches,
 )
-from jaxfuse.data.pipeline import INDEX_MODULUS, Pipeline, TrainingSet, validation_batches
+from jaxfuse.data.pipeline import (
+    INDEX_MODULUS,
+    SECONDS,
+    Pipeline,
+    TrainingSet,
+    validation_batches,
+)
 
 SIZE, STRIDE = 16, 20
 SIZES = ((40, 61), (36, 16), (57, 40))
@@ -609,6 +616,19 @@ def test_start_and_end_of_reading() -> None:
     assert not any(thread.is_alive() for thread in reading)
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+def test_reading_says_how_fast_it_is() -> None:
+    batches = make(threads=1).batches()
+    try:
+        assert all(math.isnan(x) for x in batches.pace())
+        for _ in range(3):
+            assert SECONDS not in next(batches)
+        rate, waited = batches.pace()
+        assert rate > 0 and waited > 0
+        assert all(math.isnan(x) for x in batches.pace())
+    finally:
+        batches.close()
 
 
 def test_training_set_checks_its_extra_patches() -> None:

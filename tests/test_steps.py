@@ -148,6 +148,44 @@ def test_jit_and_pmap_steps_take_turns(setting, devices) -> None:
         assert_agree(setting.train("fusion", [(way, 8) for way in ways]), straight)
 
 
+def test_state_split_over_devices_trains_alike(setting, devices, monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "SMALL", 8)
+    mesh = distributed.data_mesh(8, fsdp=4)
+    fresh = setting.fresh("fusion", 8)
+    placed = distributed.by_rule(fresh, mesh)
+    state = jax.device_put(fresh, placed)
+    split = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+    # Parameters and both averages of Adam, in four parts each.
+    assert len(split) >= 6
+    assert all(4 * x.addressable_shards[0].data.size == x.size for x in split)
+    step = steps.make_jit_step(setting.stage("fusion"), mesh, placed=placed)
+    metrics = []
+    for batch in setting.batches:
+        state, found = step(state, distributed.to_devices(batch, mesh))
+        metrics.append(jax.device_get(found))
+    assert jax.tree.map(lambda x: x.sharding, state) == placed
+    whole = distributed.whole_on_host(state.params, mesh)
+    found = Trained(state._replace(params=whole), metrics)
+    assert_agree(found, setting.train("fusion", [("jit", 1)] * 3))
+
+
+def test_only_large_arrays_are_split_along_their_longest_axis(devices) -> None:
+    mesh = distributed.data_mesh(8, fsdp=4)
+
+    def axes(*shape: int) -> tuple:
+        return tuple(distributed.by_rule(jax.ShapeDtypeStruct(shape, jnp.float32), mesh).spec)
+
+    assert axes(256, 64) == ("fsdp",)
+    assert axes(64, 256) == (None, "fsdp")
+    assert axes(256, 256) == (None, "fsdp")
+    assert axes(3, 3, 130, 128) == (None, None, None, "fsdp")
+    assert axes(255, 255) == axes(127, 64) == axes() == ()
+    one = distributed.by_rule(
+        jax.ShapeDtypeStruct((512, 512), jnp.float32), distributed.data_mesh()
+    )
+    assert tuple(one.spec) == ()
+
+
 @pytest.mark.parametrize(("way", "devices"), WAYS[1:])
 def test_the_state_is_donated_and_the_batch_is_not(setting, way: str, devices: int) -> None:
     state = setting.fresh("fusion", devices)

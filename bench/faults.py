@@ -1,0 +1,344 @@
+"""What a run loses when something dies: `python -m bench.faults`. Real processes over loopback.
+
+Each row breaks one thing in a run of several processes, gives the same command again, and compares
+the end with a run that nothing happened to: the log of every step and the last parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from bench import machine
+from jaxfuse import experiments
+from jaxfuse.config import to_json
+from jaxfuse.config.experiment import Experiment
+
+FORMAT = 1
+HEARTBEAT = 10
+"""Seconds; the default is longer."""
+PATIENCE = 180
+"""Seconds that anything may take."""
+STEPS = 120
+EVERY = 10
+"""Steps between checkpoints."""
+ENDS = {-signal.SIGABRT, 70}
+"""How a process may end whose peer is gone: 70, or by JAX where the peer was its coordinator."""
+
+
+def experiment() -> Experiment:
+    """A small run: `STEPS` steps that are logged one by one."""
+    preset = experiments.find("ssvif_small")
+    target = dataclasses.replace(preset.data.target, scenes=16, height=64, width=64)
+    return dataclasses.replace(
+        preset,
+        name="faults",
+        method=dataclasses.replace(
+            preset.method, guidance="none", stage1_epochs=STEPS / 10, stage2_epochs=0
+        ),
+        data=dataclasses.replace(preset.data, target=target, patch_size=32, stride=32, threads=1),
+        train=dataclasses.replace(
+            preset.train, batch_size=4, steps_per_epoch=10, log_every=1, checkpoint_every=EVERY
+        ),
+    )
+
+
+class Run:
+    """Processes of one run."""
+
+    def __init__(self, folder: Path, count: int = 2, devices: int = 1):
+        config = folder.with_suffix(".json")
+        config.write_text(to_json(experiment()), encoding="utf8")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.folder, self.since = folder, time.monotonic()
+        self.outputs = [folder.with_suffix(f".{i}.txt") for i in range(count)]
+        self.processes = []
+        for i, output in enumerate(self.outputs):
+            given = {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAXFUSE_HEARTBEAT_SECONDS": str(HEARTBEAT),
+                "JAXFUSE_JOIN_SECONDS": str(PATIENCE),
+                "PYTHONPATH": os.pathsep.join(
+                    p for p in (str(machine.ROOT), os.environ.get("PYTHONPATH", "")) if p
+                ),
+            }
+            if count > 1:
+                given |= {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(i),
+                }
+            command = [sys.executable, "-m", "jaxfuse", "train", str(config), "--run", str(folder)]
+            with output.open("w") as out:
+                self.processes.append(
+                    subprocess.Popen(
+                        command, env={**os.environ, **given}, stdout=out, stderr=subprocess.STDOUT
+                    )
+                )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def said(self) -> str:
+        """What all have printed."""
+        return "\n".join(output.read_text(errors="replace") for output in self.outputs)
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        """Waits; raises where a process ends before, or it takes too long."""
+        end = time.monotonic() + PATIENCE
+        while not ready():
+            if any(process.poll() is not None for process in self.processes):
+                raise RuntimeError(f"{self.folder.name}: ended too early:\n{self.said()}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.folder.name}: waited {PATIENCE} s:\n{self.said()}")
+            time.sleep(0.002)
+
+    def until_step(self, step: int) -> None:
+        """Waits until the log has a step."""
+        self.until(lambda: last_step(self.folder) >= step)
+
+    def kill(self, which: int, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to one process."""
+        self.processes[which].send_signal(number)
+
+    def codes(self) -> list[int]:
+        """Waits for all to end; returns how."""
+        end = time.monotonic() + PATIENCE
+        return [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
+
+
+def last_step(folder: Path) -> int:
+    """The last whole line of the log."""
+    log = folder / "log.jsonl"
+    if not log.exists():
+        return 0
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """step -> loss, of the whole log."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What happened."""
+
+    codes: tuple[int, ...]
+    """Exit statuses after the fault."""
+    seconds_to_end: float
+    """From the fault to the end of the last process."""
+    at_step: int
+    """The last step in the log then."""
+    said: str
+    """All that was printed until then."""
+    seconds_to_continue: float
+    """From giving the command again to the first new step in the log."""
+    said_again: str
+
+
+Fault = Callable[[Run], None]
+
+
+def broken(folder: Path, fault: Fault, between: Callable[[Path], None] | None = None) -> Row:
+    """A run of two processes with a fault, continued to its end. between: what happens to the
+    folder before the same command is given again.
+    """
+    with Run(folder) as run:
+        fault(run)
+        since = time.monotonic()
+        codes = tuple(run.codes())
+        seconds, said = time.monotonic() - since, run.said()
+    at_step = last_step(folder)
+    if between:
+        between(folder)
+    with Run(folder) as again:
+        # The log is cut to the last checkpoint first, then grows.
+        size = (folder / "log.jsonl").stat()
+        again.until(lambda: (folder / "log.jsonl").stat().st_ino != size.st_ino)
+        kept = last_step(folder)
+        again.until_step(kept + 1)
+        started = time.monotonic() - again.since
+        ended = again.codes()
+        if any(ended):
+            raise RuntimeError(
+                f"{folder.name}: the second start ended with {ended}: {again.said()}"
+            )
+        return Row(codes, seconds, at_step, said, started, again.said())
+
+
+def _terminate(which: int) -> Fault:
+    def fault(run: Run) -> None:
+        run.until_step(EVERY + 5)
+        run.kill(which, signal.SIGTERM)
+
+    return fault
+
+
+def _kill(which: int) -> Fault:
+    def fault(run: Run) -> None:
+        run.until_step(EVERY + 5)
+        run.kill(which)
+
+    return fault
+
+
+def _kill_in_save(run: Run) -> None:
+    run.until_step(EVERY + 1)
+    run.until(lambda: any((run.folder / "checkpoints").glob("*tmp*")))
+    for process in range(len(run.processes)):
+        run.kill(process)
+
+
+def _full(run: Run) -> None:
+    run.until_step(EVERY + 5)
+    # As a full disk does, a limit lets files be made and nothing be written to them.
+    resource.prlimit(run.processes[0].pid, resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def _truncate(folder: Path) -> None:
+    newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 64:
+            os.truncate(path, path.stat().st_size // 2)
+
+
+FAULTS: dict[str, tuple[str, Fault, Callable[[Path], None] | None]] = {
+    "term_1": ("SIGTERM to process 1 of 2", _terminate(1), None),
+    "term_0": ("SIGTERM to process 0 of 2", _terminate(0), None),
+    "kill_1": ("SIGKILL of process 1 of 2", _kill(1), None),
+    "kill_0": ("SIGKILL of process 0 of 2, the coordinator", _kill(0), None),
+    "kill_in_save": ("SIGKILL of both while a checkpoint is written", _kill_in_save, None),
+    "truncated": (
+        "SIGTERM, then every file of the newest checkpoint cut",
+        _terminate(1),
+        _truncate,
+    ),
+    "full_disk": ("disk full at process 0", _full, None),
+}
+"""name -> what it is, the fault, what happens to the folder afterwards."""
+
+
+def undisturbed(folder: Path, count: int = 2, devices: int = 1) -> float:
+    """Trains without a fault; returns the seconds to the first step."""
+    with Run(folder, count, devices) as run:
+        run.until_step(1)
+        started = time.monotonic() - run.since
+        if any(run.codes()):
+            raise RuntimeError(run.said())
+        return started
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two runs have equal logs and equal last parameters, to the last bit."""
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (a, b))
+    equal = all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and equal and losses(a) == losses(b)
+
+
+def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
+    """Kills one of two processes, drawn at random, at a random step, so many times; then lets the
+    run end. Returns the steps at which it was killed.
+    """
+    draw = random.Random(seed)
+    at = []
+    for left in range(kills, 0, -1):
+        with Run(folder) as run:
+            begun = time.monotonic()
+            # Anywhere between the start and the next checkpoints; at times before the first step.
+            target = last_step(folder) + draw.choice([0, 1, 3, EVERY // 2, EVERY + 2])
+            if target > STEPS - 2 * left:
+                target = 0
+            if target:
+                run.until_step(target)
+            else:
+                wait = draw.uniform(0.0, 4.0)
+                run.until(lambda: time.monotonic() - begun > wait)  # noqa: B023
+            run.kill(draw.randrange(2))
+            at.append(last_step(folder))
+            codes = run.codes()
+            if 0 in codes:
+                raise RuntimeError(f"a process ended well beside a killed one: {codes}")
+    with Run(folder) as run:
+        if any(run.codes()):
+            raise RuntimeError(run.said())
+    return at
+
+
+def measure(work: Path, kills: int) -> dict[str, object]:
+    """All rows."""
+    first = undisturbed(work / "straight")
+    rows = {}
+    for name, (what, fault, between) in FAULTS.items():
+        print(what, file=sys.stderr, flush=True)
+        row = broken(work / name, fault, between)
+        rows[name] = {
+            "what": what,
+            "at_step": row.at_step,
+            "exit_codes": list(row.codes),
+            "seconds_to_end": round(row.seconds_to_end, 2),
+            "seconds_to_continue": round(row.seconds_to_continue, 2),
+            "same_end": same(work / name, work / "straight"),
+        }
+    print(f"{kills} kills", file=sys.stderr, flush=True)
+    at = many_kills(work / "kills", kills)
+    return {
+        "format": FORMAT,
+        "machine": machine.hardware(),
+        "versions": machine.versions(),
+        "command": "python -m bench.faults",
+        "heartbeat_seconds": HEARTBEAT,
+        "steps": STEPS,
+        "steps_between_checkpoints": EVERY,
+        "seconds_to_first_step": round(first, 2),
+        "rows": rows,
+        "kills": {"at_steps": at, "same_end": same(work / "kills", work / "straight")},
+    }
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parse = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
+    parse.add_argument("--kills", type=int, default=20)
+    parse.add_argument("--out", type=Path, default=machine.ROOT / "bench" / "results")
+    given = parse.parse_args(words)
+    work = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        result = measure(work, given.kills)
+    finally:
+        shutil.rmtree(work)
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "faults.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    print(json.dumps(result["rows"], indent=1))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Runs of several processes over loopback: what dies, who says so, and that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import faults
+from jaxfuse import distributed
+from jaxfuse.config import ConfigError
+
+PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (("", "2", "0"), "JAX_NUM_PROCESSES, JAX_PROCESS_ID set, but not JAX_COORDINATOR_ADDRESS"),
+        (("host:1", "", "0"), "set, but not JAX_NUM_PROCESSES"),
+        (("host:1", "2", ""), "set, but not JAX_PROCESS_ID: set all three, or none"),
+        (("host:1", "two", "0"), "JAX_NUM_PROCESSES = 'two': use a whole number"),
+        (("host:1", "2", "-1"), "JAX_PROCESS_ID = '-1': use a whole number"),
+        (("host:1", "2", "2"), r"JAX_PROCESS_ID = 2: must lie in 0\.\.1"),
+        (("host", "2", "1"), "JAX_COORDINATOR_ADDRESS = 'host': use host:port"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], complaint: str
+) -> None:
+    for name, value in zip(PLACE, given, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=complaint):
+        distributed.start()
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "soon"])
+def test_a_heartbeat_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("JAXFUSE_HEARTBEAT_SECONDS", value)
+    with pytest.raises(ConfigError, match=f"JAXFUSE_HEARTBEAT_SECONDS = '{value}': use whole sec"):
+        distributed.start()
+
+
+def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    with distributed.joined():
+        assert distributed.is_chief()
+        assert distributed.all_agree(True) and not distributed.all_agree(False)
+        assert not distributed.must_stop(3)
+        distributed.together("nobody else")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs")
+    faults.undisturbed(folder / "straight")
+    return folder
+
+
+EXPECTED = {
+    "term_1": ({75}, "stopped on request, step"),
+    "term_0": ({75}, "stopped on request, step"),
+    "kill_1": ({-9, 70}, "process 1 of 2 is gone: process 0 stops too"),
+    "kill_0": ({-9, *faults.ENDS}, ""),
+    "kill_in_save": ({-9}, ""),
+    "truncated": ({75}, "stopped on request"),
+    "full_disk": ({1, *faults.ENDS}, "free disk space"),
+}
+"""Exit codes that may be seen, and what is said."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_nothing_is_lost(work: Path, name: str) -> None:
+    _, fault, between = faults.FAULTS[name]
+    row = faults.broken(work / name, fault, between)
+    codes, said = EXPECTED[name]
+    assert set(row.codes) <= codes, row.said
+    assert said in row.said
+    # Survivors end within the heartbeat time and a little more.
+    assert row.seconds_to_end < faults.HEARTBEAT + 20
+    assert faults.same(work / name, work / "straight")
+    assert not list((work / name / "checkpoints").glob("*tmp*"))
+    if name == "truncated":
+        assert "unreadable" in row.said_again
+    if name == "kill_0":
+        assert "leader" in row.said or "process 0 of 2 is gone" in row.said
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(work: Path) -> None:
+    at = faults.many_kills(work / "kills", 20)
+    assert len(at) == 20 and len(set(at)) > 3
+    assert faults.same(work / "kills", work / "straight")
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) -> None:
+    folder = work / "moved"
+    with faults.Run(folder) as run:
+        run.until_step(15)
+        run.kill(1, 15)
+        assert run.codes() == [75, 75]
+    with faults.Run(folder, count=1, devices=4) as run:
+        run.until_step(45)
+        run.kill(0, 15)
+        assert run.codes() == [75]
+    with faults.Run(folder, count=4) as run:
+        assert run.codes() == [0] * 4
+    found, expected = faults.losses(folder), faults.losses(work / "straight")
+    assert found.keys() == expected.keys()
+    # Other examples would show in every loss; sums in another order show in the sixth digit.
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, rel=1e-3), step
+
+
+@pytest.mark.slow
+def test_who_finds_nobody_says_so(tmp_path: Path) -> None:
+    given = {**os.environ, "JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}
+    given |= {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAXFUSE_JOIN_SECONDS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxfuse", "train", "ssvif_small", "--run", str(tmp_path / "run")],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode in {1, *faults.ENDS}
+    assert "127.0.0.1:1" in done.stderr or "DEADLINE" in done.stderr
+    assert not (tmp_path / "run").exists()
