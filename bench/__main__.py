@@ -24,6 +24,7 @@ SUBJECTS = {
     "windows": "fusing in strips, by size of window",
     "synthetic": "made-up scenes a second",
     "loader": "batches a second",
+    "scaling": "the training step on more devices and processes, weak",
     "metrics": "all metrics of a triple, by convention",
 }
 ON_ACCELERATOR = "fuse", "step", "depthwise"

@@ -223,6 +223,12 @@ def _part() -> bool:
     return True
 
 
+def leave() -> None:
+    """Leaves the other processes in order: all of them call it when they are done."""
+    if jax.process_count() > 1:
+        _part()
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the other processes, and leaves with them.
