@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -291,7 +292,7 @@ def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
     return at
 
 
-def measure(work: Path, kills: int) -> dict[str, object]:
+def measure(work: Path, kills: int) -> dict[str, Any]:
     """All rows."""
     first = undisturbed(work / "straight")
     rows = {}
@@ -322,6 +323,25 @@ def measure(work: Path, kills: int) -> dict[str, object]:
     }
 
 
+def lines(result: dict[str, Any]) -> list[str]:
+    """The table for the guide."""
+    head = ["what", "exit codes", "until all had ended", "until the next new step", "lost"]
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in result["rows"].values():
+        cells = [
+            f"{row['what']}, after step {row['at_step']}",
+            ", ".join(map(str, row["exit_codes"])),
+            f"{row['seconds_to_end']:.1f} s",
+            f"{row['seconds_to_continue']:.1f} s",
+            "nothing" if row["same_end"] else "SOMETHING",
+        ]
+        table.append("| " + " | ".join(cells) + " |")
+    kills = result["kills"]
+    cells = [f"{len(kills['at_steps'])} kills in a row, of one process or the other", "", "", ""]
+    cells.append("nothing" if kills["same_end"] else "SOMETHING")
+    return [*table, "| " + " | ".join(cells) + " |"]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
     parse.add_argument("--kills", type=int, default=20)
@@ -335,7 +355,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "faults.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(json.dumps(result["rows"], indent=1))
+    print("\n".join(lines(result)))
     print(path)
     return 0
 
