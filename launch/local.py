@@ -15,6 +15,7 @@ import ctypes
 import dataclasses
 import os
 import re
+import select
 import selectors
 import signal
 import socket
@@ -52,7 +53,7 @@ class Stream:
     """One output of one process: whole lines go on with a prefix, raw bytes into a log."""
 
     prefix: bytes
-    target: IO[bytes]
+    target: int
     log: IO[bytes] | None
     rest: bytes = b""
 
@@ -65,8 +66,7 @@ class Stream:
         if not data and self.rest:
             lines, self.rest = [self.rest], b""
         if lines:
-            self.target.write(b"".join(self.prefix + line + b"\n" for line in lines))
-            self.target.flush()
+            write(self.target, b"".join(self.prefix + line + b"\n" for line in lines))
 
 
 class Run:
@@ -101,8 +101,7 @@ class Run:
             if logs:
                 path = logs / f"{number}.log"
                 log = self._open.enter_context(open(path, "ab"))  # noqa: SIM115 (`close` does)
-            pairs = ((popen.stdout, sys.stdout.buffer), (popen.stderr, sys.stderr.buffer))
-            for pipe, target in pairs:
+            for pipe, target in ((popen.stdout, 1), (popen.stderr, 2)):
                 assert pipe is not None
                 os.set_blocking(pipe.fileno(), False)
                 stream = Stream(f"[{number}] ".encode(), target, log)
@@ -230,10 +229,22 @@ class Signals:
         return taken
 
 
+def write(target: int, data: bytes) -> None:
+    """Writes all of the data.
+
+    With PYTHONUNBUFFERED, sys.stdout writes a part when a signal comes in between, and the end of a
+    process is one.
+    """
+    while data:
+        try:
+            data = data[os.write(target, data) :]
+        except BlockingIOError:  # somebody made the terminal so
+            select.select([], [target], [])
+
+
 def say(line: str) -> None:
     """A line of the launcher itself, whole, between those of the processes."""
-    sys.stderr.buffer.write(f"launch: {line}\n".encode())
-    sys.stderr.buffer.flush()
+    write(2, f"launch: {line}\n".encode())
 
 
 def describe(process: Process) -> str:

@@ -174,7 +174,8 @@ once() { # ARGUMENTS OF JAXFUSE; sets code
   local script
   script="$(mounting)
 export JAX_COMPILATION_CACHE_DIR=$shared/cache
-flock --wait 600 jaxfuse.lock venv/bin/jaxfuse train $(quoted "$@") --run $(quoted "$run")
+flock --wait 600 --conflict-exit-code 75 jaxfuse.lock \
+  venv/bin/jaxfuse train $(quoted "$@") --run $(quoted "$run")
 code=\$?
 echo \"launch: \$(hostname) ended with \$code\"
 exit \$code"

@@ -132,7 +132,11 @@ def test_without_the_options_flags_stay_and_the_port_is_the_given(
     assert result.stdout == "[0] --a=1 127.0.0.1:4321\n"
 
 
-def test_output_passes_in_whole_lines_as_the_bytes_they_are(child: Any, tmp_path: Path) -> None:
+def test_output_passes_in_whole_lines_as_the_bytes_they_are(
+    child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Writes more than a pipe holds, which the end of the other process interrupts.
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     long = 300_000
     program = child(
         f"""
