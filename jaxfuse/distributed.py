@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -129,6 +130,9 @@ def start() -> None:
             "number, see to the network, or wait longer with JAXFUSE_JOIN_SECONDS"
         ) from error
     if jax.process_count() > 1:
+        if threading.current_thread() is threading.main_thread():
+            # JAX hears SIGTERM, and all processes stop together: Ctrl-C asks for the same.
+            signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         _Watch().start()
 
 
@@ -219,7 +223,8 @@ def _part() -> bool:
     except Exception:  # too late, or somebody is gone
         return False
     _Watch.ending.set()
-    jax.distributed.shutdown()
+    with contextlib.suppress(RuntimeError):  # who is killed now has nothing left to lose
+        jax.distributed.shutdown()
     return True
 
 

@@ -78,6 +78,7 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
         if data.selection is not None:
             setup.keep_selection(folder, data.selection)
     distributed.together("the folder is made")
+    setup.check_shared(folder)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.keep_best)
     writers: list[Writer] = []
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxfuse import __version__, methods, models, weights
+from jaxfuse import __version__, distributed, methods, models, weights
 from jaxfuse.config import (
     ConfigError,
     CrossFuseConfig,
@@ -141,6 +141,16 @@ def make_folder(folder: Path, experiment: Experiment) -> None:
     # Written last: a folder with a marker has a config.
     marker = {"format": FORMAT, "jaxfuse": __version__}
     write_text(folder / "run.json", json.dumps(marker) + "\n")
+
+
+def check_shared(folder: Path) -> None:
+    """Raises RunFolderError in every process unless all of them see the run folder."""
+    seen = (folder / "run.json").exists()
+    if not distributed.all_agree(seen):
+        raise RunFolderError(
+            f"{folder}: only some of the {jax.process_count()} processes see this run: name a "
+            "folder on storage that all of them share"
+        )
 
 
 def keep_selection(folder: Path, selection: Selection) -> None:
