@@ -25,6 +25,7 @@ SUBJECTS = {
     "synthetic": "made-up scenes a second",
     "loader": "batches a second",
     "metrics": "all metrics of a triple, by convention",
+    "plan": "training on TPU pods, planned (needs the extra tpu; about an hour on two cores)",
 }
 ON_ACCELERATOR = "fuse", "step", "depthwise"
 

@@ -14,7 +14,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"models", "losses", "metrics", "data"}),
     frozenset({"methods", "checkpoint", "convert", "weights"}),
     frozenset({"train", "infer"}),
-    frozenset({"evaluate"}),
+    frozenset({"evaluate", "plan"}),
     frozenset({"report"}),
     frozenset({"cli", "demo"}),
     frozenset({"__init__", "__main__"}),
