@@ -142,8 +142,14 @@ def compile_step(
 
 
 def exhausted(message: str) -> tuple[int, int]:
-    """(bytes needed, bytes there are) in the compiler's complaint; zeros where it does not say."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    """(bytes needed, bytes there are) in the compiler's complaint; zeros where it does not say.
+
+    Where temporaries alone are too much it names these, so that a little more is needed.
+    """
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"Used {amount} of {amount} hbm", message) or re.search(
+        rf"temporaries \({amount}\) exceeds available HBM \({amount}\)", message
+    )
     if found is None:
         return 0, 0
     used, unit, there, its_unit = found.groups()

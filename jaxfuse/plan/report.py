@@ -134,9 +134,9 @@ def lines(plan: dict[str, Any]) -> list[str]:
 def _facts(row: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
     there = plan["chip"]["memory_bytes"]
     if not row["fits"]:
-        needed = size(row["needed_bytes"]) if row["needed_bytes"] else "more than there is"
+        needed = size(row["needed_bytes"]) if row["needed_bytes"] else "more"
         there = row["available_bytes"] or there
-        found = [("memory", f"DOES NOT FIT: needs {needed} of {size(there)}")]
+        found = [("memory", f"DOES NOT FIT: needs at least {needed} of {size(there)}")]
     else:
         memory, expected = row["memory"], row["predicted"]
         whole = sum(memory.values()) - 2 * memory["aliased"]
