@@ -26,6 +26,9 @@ MAX_COMPILATIONS = 8
 GRAIN = 16
 """A search ends when it knows the largest batch to one part in so many."""
 
+LEAP = 64
+"""A search tries at most so many times the largest batch that is known to fit."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Times:
@@ -114,7 +117,7 @@ def largest_batch(
         guess = guess or (2 * low if not high else (low + high) // 2)
         # Within what is not known yet; from above only by the grain that matters.
         guess = max(guess, low + step)
-        guess = min(guess, high - step) if high else min(guess, max(8 * low, start))
+        guess = min(guess, high - step) if high else min(guess, max(LEAP * low, start))
         guess = max(multiple, guess // multiple * multiple)
         if guess in seen:
             guess = (low + high) // 2 // multiple * multiple if high else low + step
