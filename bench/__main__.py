@@ -26,6 +26,7 @@ SUBJECTS = {
     "loader": "batches a second",
     "scaling": "the training step on more devices and processes, weak",
     "metrics": "all metrics of a triple, by convention",
+    "plan": "training on TPU pods, planned (needs the extra tpu; about an hour on two cores)",
 }
 ON_ACCELERATOR = "fuse", "step", "depthwise"
 

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "opencv-python-headless", "grain", "torch")
+PACKAGES = (
+    *("jax", "jaxlib", "libtpu", "flax", "optax", "numpy"),
+    *("opencv-python-headless", "grain", "torch"),
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -91,7 +91,7 @@ def test_numbers_come_back_exactly_on_other_devices(opened) -> None:
 
 
 def test_numbers_come_back_exactly_however_they_are_split(opened, monkeypatch) -> None:
-    monkeypatch.setattr(distributed, "SMALL", 8)
+    monkeypatch.setattr(distributed.meshes, "SMALL", 8)
     mesh = distributed.data_mesh(8, fsdp=4)
     whole = state_at(3)
     placed = distributed.by_rule(whole, mesh)

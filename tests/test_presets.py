@@ -16,9 +16,7 @@ import pytest
 import tiny_network
 from jaxfuse import config, experiments, methods, models
 from jaxfuse.config import Experiment
-from jaxfuse.methods import Facts
-from jaxfuse.train import setup, steps
-from jaxfuse.train.state import init_state
+from jaxfuse.train import abstract, setup, steps
 
 REPO = Path(__file__).resolve().parent.parent
 GOLDEN = REPO / "tests" / "golden" / "presets"
@@ -68,33 +66,12 @@ def test_crossfuse_has_the_published_numbers() -> None:
 def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
     """Traced with its own sizes and the tiny network; nothing is compiled or computed."""
     experiment = experiments.find(name)
-    data, method, train = experiment.data, experiment.method, experiment.train
     setup.check(experiment, 1)
     assert experiment.model.name in models.MODELS
     model = tiny_network.create(models.Compute())
-    facts = Facts(train.steps_per_epoch or 10, (80.0, 90.0, 100.0), data.external.kept_online)
-    built = methods.build(method, model, facts)
+    built = methods.build(experiment.method, model, abstract.facts(experiment))
     assert built.steps > 0
-
-    def images(rows: int, channels: int) -> jax.ShapeDtypeStruct:
-        shape = (rows, data.patch_size, data.patch_size, channels)
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    rows = train.batch_size
-    batch = {
-        "visible": images(rows, 3),
-        "infrared": images(rows, 1),
-        "index": jax.ShapeDtypeStruct((rows,), jnp.uint32),
-    }
-    if method.labelled_classes:
-        shape = (rows, data.patch_size, data.patch_size)
-        batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.int32)
-    if data.external.kept_online:
-        batch |= {
-            "pool_visible": images(data.external.pool, 3),
-            "pool_infrared": images(data.external.pool, 1),
-        }
-    state = jax.eval_shape(lambda key: init_state(built, key), jax.random.key(0))
+    batch, state = abstract.batch(experiment), abstract.state(built)
     for stage in built.stages:
         new, metrics = jax.eval_shape(
             lambda state, batch, stage=stage: steps.update(state, batch, stage=stage), state, batch
@@ -102,7 +79,7 @@ def test_a_preset_can_take_a_step_of_each_stage(name: str) -> None:
         assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
-        assert {"loss", "grad_norm", TERMS[method.name]} <= metrics.keys()
+        assert {"loss", "grad_norm", TERMS[experiment.method.name]} <= metrics.keys()
         assert all(x.dtype == jnp.float32 for n, x in metrics.items() if n != "external/selected")
 
 

@@ -149,7 +149,7 @@ def test_jit_and_pmap_steps_take_turns(setting, devices) -> None:
 
 
 def test_state_split_over_devices_trains_alike(setting, devices, monkeypatch) -> None:
-    monkeypatch.setattr(distributed, "SMALL", 8)
+    monkeypatch.setattr(distributed.meshes, "SMALL", 8)
     mesh = distributed.data_mesh(8, fsdp=4)
     fresh = setting.fresh("fusion", 8)
     placed = distributed.by_rule(fresh, mesh)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxfuse import __version__
-from jaxfuse.cli import judging, pictures, sets, training
+from jaxfuse.cli import judging, pictures, planning, sets, training
 from jaxfuse.cli.words import BAD_USAGE, DONE, FAILED, usage
 from jaxfuse.config import ConfigError, UserError
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": judging.report,
     "segments": judging.segments,
     "align": training.align,
+    "plan": planning.plan,
     "data": sets.data,
     "convert": pictures.convert,
     "demo": training.demo,

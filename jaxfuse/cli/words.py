@@ -17,8 +17,11 @@ DONE, FAILED, BAD_USAGE = 0, 1, 2
 """Exit codes; 75 is that of a run which was asked to stop and has saved everything."""
 
 
-def take(option: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The value of `option VALUE` or `option=VALUE`, "" where absent, and the other arguments."""
+def take(option: str, arguments: Sequence[str], what: str = "a folder") -> tuple[str, list[str]]:
+    """The value of `option VALUE` or `option=VALUE`, "" where absent, and the other arguments.
+
+    what: what the option names, for the complaint where there is no value.
+    """
     value, rest = "", list(arguments)
     for at, argument in enumerate(rest):
         name, equals, value = argument.partition("=")
@@ -26,7 +29,7 @@ def take(option: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
             if not equals:
                 value = rest.pop(at + 1) if at + 1 < len(rest) else ""
             if not value:
-                raise ConfigError(f"{option}: name a folder")
+                raise ConfigError(f"{option}: name {what}")
             del rest[at]
             return value, rest
     return "", rest

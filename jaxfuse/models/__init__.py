@@ -20,6 +20,7 @@ from jaxfuse.models.base import (
     trainable,
 )
 from jaxfuse.models.layers import Compute
+from jaxfuse.models.platform import traced_for
 
 MODELS: dict[str, Callable[[Compute], Model]] = {
     "crossfuse": crossfuse.create,
@@ -75,5 +76,6 @@ __all__ = [
     "create_segmenter",
     "light_head",
     "resize_logits",
+    "traced_for",
     "trainable",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jaxfuse.models.platform import platform
 from jaxfuse.shapes import Array, Features, Float
 
 BAND_PIXELS = 4096
@@ -43,7 +44,7 @@ class Compute:
     @property
     def rematerialise(self) -> bool:
         """Whether the backward pass recomputes the inside of blocks."""
-        return self.remat == "blocks" or (self.remat == "auto" and jax.default_backend() == "cpu")
+        return self.remat == "blocks" or (self.remat == "auto" and platform() == "cpu")
 
     def cast(self, x: Array) -> Array:
         return x.astype(self.dtype)
@@ -125,7 +126,7 @@ _dense_in_bands.defvjp(_dense_in_bands_forward, _dense_in_bands_backward)
 def conv3x3(x: Features, kernel: Float[Array, "3 3 i o"]) -> Features:
     """A dense 3x3 convolution with zero padding."""
     wide = min(kernel.shape[2:]) >= 16
-    convolve = _dense_in_bands if wide and jax.default_backend() == "cpu" else plain3x3
+    convolve = _dense_in_bands if wide and platform() == "cpu" else plain3x3
     return convolve(x, kernel.astype(x.dtype))
 
 
@@ -219,9 +220,7 @@ def depthwise3x3(
     x: Features, kernel: Float[Array, "3 3 c"], compute: Compute = Compute(), reflect: bool = False
 ) -> Features:
     """Each channel convolved with its own 3x3 kernel; zero padding, or reflection of one pixel."""
-    lax_path = compute.depthwise == "lax" or (
-        compute.depthwise == "auto" and jax.default_backend() == "gpu"
-    )
+    lax_path = compute.depthwise == "lax" or (compute.depthwise == "auto" and platform() == "gpu")
     convolve = _grouped if lax_path else _shifted
     if reflect:
         return convolve(reflect1(x), kernel)[:, 1:-1, 1:-1, :]

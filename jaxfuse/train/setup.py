@@ -296,11 +296,15 @@ def remarks(experiment: Experiment, data: Data) -> list[str]:
     return found
 
 
-def build(experiment: Experiment, facts: Facts) -> tuple[Model, Method]:
-    """The network and the way to train it. Raises WeightsError for a start that does not fit."""
+def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tuple[Model, Method]:
+    """The network and the way to train it. Raises WeightsError for a start that does not fit.
+
+    read_start: read the weights that the config names; without, shapes are right and values not.
+    """
     config = experiment.model
     model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
-    return model, methods.build(experiment.method, model, facts, _start(experiment))
+    start = _start(experiment) if read_start else None
+    return model, methods.build(experiment.method, model, facts, start)
 
 
 def _start(experiment: Experiment) -> Params | None:

@@ -1,0 +1,151 @@
+"""Plans for pods that are not here: what a step is predicted to take, from 4 chips to 256.
+
+What is measured is the time and memory of planning; the rest is prediction, and so are the goals.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bench import machine, record
+from bench.record import Run
+from bench.sides import BenchError
+
+STAGES = {"crossfuse": "fusion", "ssvif": "guided"}
+"""Presets and their longest or heaviest stage."""
+KINDS = ("v5e", "v6e")
+SLICES = ("2x2", "16x16")
+EFFICIENCY = 0.95
+TINY = ("ssvif_small", "fusion", ("v5e",), ("2x2",))
+
+
+def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any]:
+    """The plan of one stage, made in a process of its own, as a side of a result."""
+    command = [sys.executable, "-m", "jaxfuse", "plan", preset, "--topology", topology]
+    command += ["--stage", stage, "--no-search", "--json", "-"]
+    if run.tiny:
+        command += ["--batch-per-chip", "1"]
+    told, began = run.scratch / "plan.json", time.perf_counter()
+    with told.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=machine.ROOT, env={**os.environ, **run.environment}, stdout=out
+        )
+        # Not Popen.wait: this says what that one process took.
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise BenchError(f"{preset} on {topology}: no plan (code {process.returncode}): see above")
+    plan = json.loads(told.read_text(encoding="utf8"))
+    (row,) = plan.pop("stages")
+    return {
+        "seconds": [seconds],
+        "median_seconds": seconds,
+        "cpu_seconds": [used.ru_utime + used.ru_stime],
+        "peak_rss_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "facts": {**plan, **row},
+    }
+
+
+def side_name(preset: str, stage: str, topology: str) -> str:
+    return f"{preset}, {stage}, {topology}"
+
+
+def efficiency(small: dict[str, Any], large: dict[str, Any]) -> float:
+    """Examples a second and chip of the large slice over those of the small one, batch per chip
+    the same."""
+    few, many = (
+        side["facts"]["predicted"]["examples_per_second"] / side["facts"]["chips"]
+        for side in (small, large)
+    )
+    return many / few
+
+
+def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """Gives the result after every plan, which takes minutes, with what there is so far."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise BenchError("plan: needs the TPU compiler, which the extra tpu brings")
+    versions, load, busy = machine.versions(), machine.load_average(), machine.busy_share()
+    rates = run.rates() if rates is None else rates
+    presets, kinds, slices = STAGES, KINDS, SLICES
+    if run.tiny:
+        presets, kinds, slices = {TINY[0]: TINY[1]}, TINY[2], TINY[3]
+    sides: dict[str, Any] = {}
+    goals: list[dict[str, Any]] = []
+    wanted = [(p, k, s) for k in kinds for p in presets for s in slices]
+    for preset, kind, shape in wanted:
+        stage, topology = presets[preset], f"{kind}:{shape}"
+        sides[side_name(preset, stage, topology)] = one(run, preset, stage, topology)
+        if len(slices) > 1 and shape == slices[-1]:
+            pair = [sides[side_name(preset, stage, f"{kind}:{each}")] for each in slices]
+            goals.append(
+                record.goal(
+                    f"predicted efficiency of {preset} on {kind}, 4 to 256 chips",
+                    EFFICIENCY,
+                    efficiency(*pair),
+                    at_least=True,
+                )
+            )
+        yield {
+            "format": record.FORMAT,
+            "subject": "plan",
+            "what": "plans of training steps for TPU slices that are not here",
+            "device": "cpu",
+            "tiny": run.tiny,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": run.command,
+            "machine": {
+                **machine.hardware(),
+                "environment": machine.environment(),
+                "busy_before": busy,
+                "load_average_before": load,
+                "load_average_after": machine.load_average(),
+                **rates,
+            },
+            "versions": versions,
+            "settings": {"stages": presets, "kinds": list(kinds), "slices": list(slices)},
+            "reference": None,
+            "sides": sides,
+            "ratios": {},
+            "agreement": {},
+            "goals": goals,
+            "notes": [
+                "Measured: seconds and memory of planning. Predicted: everything under facts.",
+                *(["Not complete."] if len(sides) < len(wanted) else []),
+            ],
+        }
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The plans as a Markdown table."""
+    rows = [
+        "| preset, stage | slice | batch per chip | memory per chip | matrix GFLOPs | HBM traffic "
+        "| collectives | sent by a chip | step | bound | examples/s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    for side in result["sides"].values():
+        facts = side["facts"]
+        memory, expected = facts["memory"], facts["predicted"]
+        used = sum(memory.values()) - 2 * memory["aliased"]
+        count = sum(each["count"] for each in facts["collectives"])
+        sent = sum(each["link_bytes"] for each in facts["collectives"])
+        rows.append(
+            f"| {facts['experiment']}, {facts['stage']} | {facts['topology']} | "
+            f"{facts['batch_per_chip']} | {used / 2**30:.1f} of "
+            f"{facts['chip']['memory_bytes'] / 2**30:.0f} GiB | "
+            f"{facts['matrix_flops'] / 1e9:.0f} | {facts['memory_bytes'] / 1e9:.1f} GB | "
+            f"{count:g} | {sent / 1e6:.1f} MB | "
+            f"{1e3 * expected['step_seconds']:.1f} ms | {expected['bound']} | "
+            f"{expected['examples_per_second']:.0f} |"
+        )
+    for goal in result["goals"]:
+        rows += ["", f"{goal['what'][0].upper()}{goal['what'][1:]}: {goal['measured']:.1%}."]
+    return rows

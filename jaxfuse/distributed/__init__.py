@@ -1,0 +1,71 @@
+"""Processes, devices and compilers. The only reader of the environment."""
+
+from __future__ import annotations
+
+from jaxfuse.distributed.compilers import (
+    TPU_COMPILER,
+    TopologyError,
+    compilation_cache,
+    compute_on_cpu,
+    no_compilation_cache,
+    topology_mesh,
+)
+from jaxfuse.distributed.meshes import (
+    DATA_AXIS,
+    FSDP_AXIS,
+    SMALL,
+    by_rows,
+    by_rule,
+    data_mesh,
+    replicated,
+    to_devices,
+    to_global,
+    whole_on_host,
+)
+from jaxfuse.distributed.processes import (
+    HEARTBEAT_SECONDS,
+    JOIN_SECONDS,
+    PARTING_SECONDS,
+    PEER_GONE,
+    ProcessError,
+    all_agree,
+    is_chief,
+    joined,
+    leave,
+    must_stop,
+    start,
+    sum_over_processes,
+    together,
+)
+
+__all__ = [
+    "DATA_AXIS",
+    "FSDP_AXIS",
+    "HEARTBEAT_SECONDS",
+    "JOIN_SECONDS",
+    "PARTING_SECONDS",
+    "PEER_GONE",
+    "SMALL",
+    "TPU_COMPILER",
+    "ProcessError",
+    "TopologyError",
+    "all_agree",
+    "by_rows",
+    "by_rule",
+    "compilation_cache",
+    "compute_on_cpu",
+    "data_mesh",
+    "is_chief",
+    "joined",
+    "leave",
+    "must_stop",
+    "no_compilation_cache",
+    "replicated",
+    "start",
+    "sum_over_processes",
+    "to_devices",
+    "to_global",
+    "together",
+    "topology_mesh",
+    "whole_on_host",
+]

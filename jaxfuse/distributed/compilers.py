@@ -1,0 +1,94 @@
+"""What compiled programs are kept in, and compiling for TPUs that are not here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxfuse.config import UserError
+from jaxfuse.distributed.meshes import DATA_AXIS
+
+TPU_COMPILER = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""Environment in which the TPU compiler asks no cloud server which machine it runs on, leaves a TPU
+that is here to other processes, and is quiet."""
+
+
+class TopologyError(UserError, RuntimeError):
+    """Devices that cannot be compiled for; the message says why."""
+
+
+def compilation_cache() -> Path:
+    """Turns on JAX's persistent compilation cache, so that a program compiles once per machine.
+
+    JAX_COMPILATION_CACHE_DIR moves it; else it lies in XDG_CACHE_HOME (or ~/.cache)/jaxfuse/xla.
+    Returns its folder.
+    """
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given:
+        folder = Path(given)
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(base, "jaxfuse", "xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def topology_mesh(kind: str, shape: Sequence[int]) -> Mesh:
+    """A mesh with one axis, `data`, of TPU chips that are not here: programs can be compiled for
+    them, not run. kind: v5e. shape: (16, 16).
+
+    Raises TopologyError without the TPU compiler, and where it knows no such slice.
+    """
+    name = f"{kind}:{'x'.join(map(str, shape))}"
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            "libtpu, the TPU compiler, is not installed: "
+            'pip install -c constraints.txt ".[tpu]" brings it (200 MB)'
+        )
+    for variable, value in {**TPU_COMPILER, "TPU_ACCELERATOR_TYPE": f"{kind}-1"}.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    # The compiler takes hosts of four chips, 2x2, for granted.
+    host = {} if math.prod(shape) > 1 else {"chips_per_host_bounds": (1, 1, 1)}
+    try:
+        found = topologies.get_topology_desc(name, platform="tpu", **host).devices
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise TopologyError(f"{name}: {str(error).splitlines()[0]}") from error
+    return Mesh(np.array(found), (DATA_AXIS,))
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+    """Inside, compiled programs are neither kept nor looked for: those for devices that are not
+    here can be written to JAX's cache but not read back.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def compute_on_cpu() -> None:
+    """Leaves accelerators alone; works until JAX's devices are first used."""
+    jax.config.update("jax_platforms", "cpu")

@@ -1,0 +1,30 @@
+"""Which kind of device a program is traced for: networks choose between formulations by it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+_GIVEN: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: JAX's default backend, or the one that `traced_for` names."""
+    return _GIVEN.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def traced_for(name: str) -> Iterator[None]:
+    """Inside, whatever is traced is what a machine with such devices would trace.
+
+    For compiling on one kind of machine what another will run. Functions that `jax.jit` has traced
+    before keep what they were.
+    """
+    token = _GIVEN.set(name)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)

@@ -1,0 +1,1 @@
+"""What a training step will take on TPUs that are not here: compiled, read, predicted."""

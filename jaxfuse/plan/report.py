@@ -1,0 +1,198 @@
+"""A whole plan: every stage compiled, predicted and searched; as a dict for JSON and as lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxfuse import distributed
+from jaxfuse.config import Experiment
+from jaxfuse.plan import predict, programs
+from jaxfuse.plan.chips import Slice
+from jaxfuse.plan.programs import TooLarge, Work
+
+FORMAT = 1
+"""Of the JSON."""
+PREDICTED = (
+    "Times are predicted from datasheets, not measured: max(compute, memory) + network; a real "
+    "step takes longer."
+)
+
+
+def make(
+    experiment: Experiment,
+    where: Slice,
+    batch_per_chip: int,
+    stages: Sequence[str] = (),
+    search: bool = True,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Plans the named stages, or all, of an experiment on a slice; plain numbers and strings.
+
+    Raises TopologyError and ConfigError.
+    """
+    mesh = distributed.topology_mesh(where.kind, where.shape)
+    if mesh.size != where.chips:
+        raise distributed.TopologyError(
+            f"{where.name}: the compiler takes its {where.chips} chips for {mesh.size} devices"
+        )
+    names = programs.chosen(experiment, stages)
+    compiled: list[float] = []
+
+    def compile_one(name: str, batch: int) -> Work | TooLarge:
+        say(f"compiling {name} for {where.name}, {batch} pairs on each chip ...")
+        found = programs.compile_step(experiment, name, mesh, batch)
+        compiled.append(found.compile_seconds)
+        return found
+
+    planned = []
+    for name in names:
+        found = compile_one(name, batch_per_chip)
+        row = _row(found, where)
+        if search:
+            verdicts: dict[int, tuple[bool, int]] = {batch_per_chip: _verdict(found)}
+            limit = found.available_bytes if isinstance(found, TooLarge) else 0
+            largest = predict.largest_batch(
+                lambda batch, name=name: _verdict(compile_one(name, batch)),
+                batch_per_chip,
+                limit or where.chip.memory_bytes,
+                experiment.train.accumulate,
+                verdicts,
+            )
+            row["largest_batch"] = dataclasses.asdict(largest)
+        planned.append(row)
+    return {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "topology": where.name,
+        "chips": where.chips,
+        "chip": dataclasses.asdict(where.chip),
+        "links_per_chip": where.links,
+        "batch_per_chip": batch_per_chip,
+        "batch": batch_per_chip * where.chips,
+        "compute_dtype": experiment.model.compute_dtype,
+        "compilations": len(compiled),
+        "compile_seconds": sum(compiled),
+        "stages": planned,
+        "notes": [PREDICTED],
+    }
+
+
+def _verdict(found: Work | TooLarge) -> tuple[bool, int]:
+    if isinstance(found, TooLarge):
+        return False, found.needed_bytes
+    return True, found.memory.total
+
+
+def _row(found: Work | TooLarge, where: Slice) -> dict[str, Any]:
+    if isinstance(found, TooLarge):
+        return {"stage": found.stage, "fits": False, **_without_stage(found)}
+    messages = [(each.kind, each.count, each.link_bytes) for each in found.collectives]
+    times = predict.times(where, found.matrix_flops, found.memory_bytes, messages)
+    rows = where.chips * found.batch_per_chip
+    return {
+        "stage": found.stage,
+        "fits": True,
+        **_without_stage(found),
+        "memory_share": found.memory.total / where.chip.memory_bytes,
+        "predicted": {
+            "compute_seconds": times.compute,
+            "memory_seconds": times.memory,
+            "network_seconds": times.network,
+            "step_seconds": times.step,
+            "examples_per_second": rows / times.step,
+            "bound": times.bound,
+        },
+    }
+
+
+def _without_stage(found: Work | TooLarge) -> dict[str, Any]:
+    tree = dataclasses.asdict(found)
+    del tree["stage"]
+    return tree
+
+
+def lines(plan: dict[str, Any]) -> list[str]:
+    """The plan for the eye."""
+    text = [
+        f"{plan['experiment']} on {plan['topology']}: {plan['chips']} chips, "
+        f"{plan['batch_per_chip']} pairs on each, {plan['batch']} a step, {plan['compute_dtype']}"
+    ]
+    for row in plan["stages"]:
+        text += ["", f"stage {row['stage']}, on each chip"]
+        text += [f"  {name:<16}{value}" for name, value in _facts(row, plan)]
+    text += ["", *plan["notes"]]
+    text.append(
+        f"{plan['compilations']} compilation{'s' * (plan['compilations'] != 1)}, "
+        f"{plan['compile_seconds']:.0f} s."
+    )
+    return text
+
+
+def _facts(row: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
+    there = plan["chip"]["memory_bytes"]
+    if not row["fits"]:
+        needed = size(row["needed_bytes"]) if row["needed_bytes"] else "more"
+        there = row["available_bytes"] or there
+        found = [("memory", f"DOES NOT FIT: needs at least {needed} of {size(there)}")]
+    else:
+        memory, expected = row["memory"], row["predicted"]
+        whole = sum(memory.values()) - 2 * memory["aliased"]
+        found = [
+            (
+                "memory",
+                f"{size(whole)} of {size(there)} ({row['memory_share']:.0%}): arguments "
+                f"{size(memory['arguments'])}, temporaries {size(memory['temporaries'])}, output "
+                f"{size(memory['outputs'])} ({size(memory['aliased'])} in place of arguments), "
+                f"code {size(memory['code'])}",
+            ),
+            (
+                "arithmetic",
+                f"{row['matrix_flops']:.3g} FLOPs of matrix products and convolutions, "
+                f"{row['other_flops']:.3g} others",
+            ),
+            ("HBM traffic", f"{size(row['memory_bytes'])}"),
+            *(
+                (
+                    each["kind"],
+                    f"{each['count']:g} a step, {size(each['bytes'])}; sends "
+                    f"{size(each['link_bytes'])}",
+                )
+                for each in row["collectives"]
+            ),
+            (
+                "predicted step",
+                f"{1e3 * expected['step_seconds']:.3g} ms, bound by {expected['bound']}: compute "
+                f"{1e3 * expected['compute_seconds']:.3g}, memory "
+                f"{1e3 * expected['memory_seconds']:.3g}, network "
+                f"{1e3 * expected['network_seconds']:.3g}",
+            ),
+            ("predicted rate", f"{expected['examples_per_second']:.4g} examples/s in all"),
+        ]
+        if not row["collectives"]:
+            found.insert(3, ("collectives", "none"))
+        if row["unknown_loops"]:
+            found.append(
+                ("loops", f"{row['unknown_loops']} of {row['loops']} of unknown length count once")
+            )
+    if "largest_batch" in row:
+        found.append(("largest batch", _largest(row["largest_batch"])))
+    return found
+
+
+def _largest(found: dict[str, int]) -> str:
+    if not found["batch"]:
+        return f"none found: {found['too_large']} pairs a chip do not fit"
+    beyond = f"{found['too_large']} do not fit" if found["too_large"] else "more was not tried"
+    return f"{found['batch']} pairs a chip ({beyond}; {found['compilations']} more compilations)"
+
+
+def size(amount: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
