@@ -45,7 +45,7 @@ def test_the_page_shows_what_was_planned(name: str) -> None:
     assert text == with_table(text, name), "run `python tests/test_plan_docs.py`"
 
 
-def test_the_whole_table_was_made() -> None:
+def test_what_was_planned_is_what_is_asked_in_its_order() -> None:
     result = json.loads(RESULT.read_text(encoding="utf8"))
     named = [
         plan.side_name(preset, stage, f"{kind}:{shape}")
@@ -53,8 +53,11 @@ def test_the_whole_table_was_made() -> None:
         for preset, stage in plan.STAGES.items()
         for shape in plan.SLICES
     ]
-    assert list(result["sides"]) == named
-    assert len(result["goals"]) == len(named) / 2 and not result["tiny"]
+    done = list(result["sides"])
+    # One that was cut short says so.
+    assert done == named[: len(done)] and not result["tiny"]
+    assert len(done) == len(named) or "Not complete." in result["notes"]
+    assert len(result["goals"]) == len(done) // 2
 
 
 def test_efficiency_is_of_rates_per_chip() -> None:
