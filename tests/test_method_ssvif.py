@@ -252,6 +252,10 @@ def test_a_collapsed_run_is_doubted() -> None:
     said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
     assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
     assert method.doubts({"loss": 1.0}) == []
+    # 2 + 4 steps: in the first tenth of the second stage networks are new.
+    collapsed = {"classes_in_use": 1.0, "agreement": 1.0}
+    assert method.doubts({**collapsed, "step": 2}) == []
+    assert len(method.doubts({**collapsed, "step": 3})) == 1
 
 
 @pytest.mark.parametrize(

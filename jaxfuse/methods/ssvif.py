@@ -47,6 +47,8 @@ FEW_CLASSES = 1.5
 """Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
 FEW_TOLD_APART = 1.2
 """The same of classes told apart, which an unsure constant map has 1 of, though it uses all."""
+EARLY = 0.1
+"""Share of stage II before which nothing is said of collapse."""
 LARGEST = 1e3
 """Of the weight that gradnorm gives: a guidance without gradient has nothing to be scaled up."""
 TINY = 1e-12
@@ -252,8 +254,12 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     return objective
 
 
-def collapse(config: SSVIFConfig, record: Mapping[str, float]) -> list[str]:
-    """What a log record says against the run."""
+def collapse(config: SSVIFConfig, begun: int, record: Mapping[str, float]) -> list[str]:
+    """What a log record says against the run; nothing before step `begun`, for new networks tell
+    no classes apart yet.
+    """
+    if record.get("step", math.inf) < begun:
+        return []
     used = record.get("classes_in_use", math.inf)
     told = record.get("classes_told_apart", math.inf)
     if used >= FEW_CLASSES and told >= FEW_TOLD_APART:
@@ -362,7 +368,7 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
         tuple(stages),
         lambda params: params["fusion"],
         memory,
-        doubts=functools.partial(collapse, config),
+        doubts=functools.partial(collapse, config, steps1 + math.ceil(EARLY * steps2)),
     )
 
 
