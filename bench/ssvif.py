@@ -47,8 +47,8 @@ _TAUGHT: dict[str, Any] = {
     "anchor": "pretrained",
     "segmenter_weights": TEACHER,
     "classes": len(CLASSES),
-    # The teacher all but stands still, while the segmentation network goes on learning.
-    "teacher_decay": 0.9999,
+    # The teacher stands still, and a new network learns from it what the fused image shows.
+    "segmenter_start": "fresh",
     # It knows small things from what is around them: every cell counts.
     "region": 1,
 }
@@ -56,7 +56,7 @@ _TAUGHT: dict[str, Any] = {
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.0},
+    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.5},
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
@@ -68,7 +68,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "as_preset": {},
     "no_anchor": {"anchor": "none"},
     "taught_weight_1": _TAUGHT,
-    "taught_frozen": {**_TAUGHT, "teacher_decay": 1.0},
+    "taught_frozen": {**_TAUGHT, "segmenter_start": "weights"},
+    "taught_following": {**_TAUGHT, "segmenter_start": "weights", "teacher_decay": 0.9999},
     "kl": {"loss": "kl"},
     "cosine": {"loss": "cosine"},
     "all_pixels_alike": {"confidence": False},

@@ -224,6 +224,19 @@ def test_a_slow_teacher_follows_the_segmentation_model() -> None:
     np.testing.assert_allclose(teacher, 0.9 * before + 0.1 * now, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_a_fresh_segmentation_model_learns_from_a_teacher_that_stands_still() -> None:
+    given = models.create_segmenter("segformer_tiny", 4).init(jax.random.key(9))
+    config = dataclasses.replace(
+        CONFIG, anchor="pretrained", segmenter_weights="given", segmenter_start="fresh"
+    )
+    method = ssvif.build(config, MODEL, Facts(2), start=given)
+    start, (state, _) = init_state(method, jax.random.key(0)), trained(method, 3)
+    assert not moved(given, start.memory["teacher"]) and moved(given, start.params["segmenter"])
+    assert not moved(given, state.memory["teacher"])
+    assert moved(start.params["segmenter"], state.params["segmenter"])
+
+
 def test_given_parameters_are_where_the_segmentation_model_starts() -> None:
     given = models.create_segmenter("segformer_tiny", 4).init(jax.random.key(9))
     config = dataclasses.replace(CONFIG, segmenter_weights="given")
@@ -239,6 +252,10 @@ def test_a_collapsed_run_is_doubted() -> None:
     said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
     assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
     assert method.doubts({"loss": 1.0}) == []
+    # 2 + 4 steps: in the first tenth of the second stage networks are new.
+    collapsed = {"classes_in_use": 1.0, "agreement": 1.0}
+    assert method.doubts({**collapsed, "step": 2}) == []
+    assert len(method.doubts({**collapsed, "step": 3})) == 1
 
 
 @pytest.mark.parametrize(
@@ -251,6 +268,17 @@ def test_a_collapsed_run_is_doubted() -> None:
         ({"guidance_weight": math.nan}, "method.guidance_weight"),
         ({"stage1_epochs": 0.0, "stage2_epochs": 0.0}, "method.stage2_epochs"),
         ({"weighting_window": 0}, "method.weighting_window"),
+        ({"region": 0}, "method.region"),
+        ({"segmenter_start": "fresh"}, "method.segmenter_start"),
+        (
+            {
+                "anchor": "pretrained",
+                "segmenter_weights": "x",
+                "segmenter_start": "fresh",
+                "teacher_decay": 0.9,
+            },
+            "method.teacher_decay",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], field: str) -> None:

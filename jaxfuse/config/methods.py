@@ -114,7 +114,10 @@ class SSVIFConfig:
     classes: int = 16
     """Pseudo-classes; with labels or pretrained weights, the classes these have."""
     segmenter_weights: str = ""
-    """Weights file the segmentation model starts from."""
+    """Weights file of the segmentation model."""
+    segmenter_start: Literal["weights", "fresh"] = "weights"
+    """What the segmentation model that learns begins with. fresh, with a pretrained anchor: only
+    the teacher has the weights, and the model learns from it what the fused image shows."""
     segmenter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of segmentation model and head; `model.compute_dtype` is the fusion network's."""
     loss: Literal["cross_entropy", "kl", "cosine"] = "cross_entropy"
@@ -135,7 +138,7 @@ class SSVIFConfig:
     """balanced: entropy of the assignment, in units of logits; smaller is sharper."""
     teacher_decay: float = 1.0
     """pretrained: targets come from a copy of the segmentation model that moves by 1 - decay each
-    step; 1 keeps it frozen."""
+    step; 1 keeps it frozen (and, unless `segmenter_start` is fresh, the model with it)."""
     weighting: Literal["dwa", "gradnorm", "ramp", "fixed"] = "ramp"
     """How the weights of fusion and guidance change over stage II."""
     guidance_weight: float = 1.0
@@ -188,6 +191,19 @@ class SSVIFConfig:
             "method.segmenter_weights",
             self.segmenter_weights,
             "method.anchor = 'pretrained' needs a weights file of a segmentation model",
+        )
+        fresh = self.segmenter_start == "fresh"
+        require(
+            not fresh or self.anchor == "pretrained",
+            "method.segmenter_start",
+            self.segmenter_start,
+            "a fresh segmentation model beside weights needs method.anchor = 'pretrained'",
+        )
+        require(
+            not fresh or self.teacher_decay == 1.0,
+            "method.teacher_decay",
+            self.teacher_decay,
+            "use 1: a teacher that follows a fresh segmentation model would forget",
         )
 
     @property

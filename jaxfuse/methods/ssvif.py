@@ -47,6 +47,8 @@ FEW_CLASSES = 1.5
 """Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
 FEW_TOLD_APART = 1.2
 """The same of classes told apart, which an unsure constant map has 1 of, though it uses all."""
+EARLY = 0.1
+"""Share of stage II before which nothing is said of collapse."""
 LARGEST = 1e3
 """Of the weight that gradnorm gives: a guidance without gradient has nothing to be scaled up."""
 TINY = 1e-12
@@ -252,8 +254,12 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     return objective
 
 
-def collapse(config: SSVIFConfig, record: Mapping[str, float]) -> list[str]:
-    """What a log record says against the run."""
+def collapse(config: SSVIFConfig, begun: int, record: Mapping[str, float]) -> list[str]:
+    """What a log record says against the run; nothing before step `begun`, for new networks tell
+    no classes apart yet.
+    """
+    if record.get("step", math.inf) < begun:
+        return []
     used = record.get("classes_in_use", math.inf)
     told = record.get("classes_told_apart", math.inf)
     if used >= FEW_CLASSES and told >= FEW_TOLD_APART:
@@ -277,7 +283,8 @@ def optimizer(rate: float, steps: int, clip: float) -> optax.GradientTransformat
 def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None = None) -> Method:
     """SSVIF's two stages for any fusion network.
 
-    start: parameters the segmentation model begins with, in place of random ones.
+    start: parameters of the segmentation model, or with `segmenter_start` fresh of its teacher, in
+    place of random ones.
     """
     networks = make_networks(config, model)
     steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
@@ -288,7 +295,8 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
         "segmenter": (config.segmenter_learning_rate, steps2),
     }
     transforms = {name: optimizer(*rates[name], config.clip_norm) for name in MODULES}
-    frozen = config.anchor == "pretrained" and config.teacher_decay == 1.0
+    fresh = config.segmenter_start == "fresh"
+    frozen = config.anchor == "pretrained" and config.teacher_decay == 1.0 and not fresh
     guided = config.guidance != "none"
     moving = ("fusion",)
     if guided:
@@ -310,16 +318,17 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
         params = {
             name: network.init(k) for name, network, k in zip(MODULES, networks, keys, strict=True)
         }
-        if start is not None:
+        if start is not None and not fresh:
             params["segmenter"] = jax.tree.map(jnp.asarray, start)
         return params
 
     def memory(params: Params) -> Memory:
-        start: Memory = {"dwa": losses_start} if remember_losses else {}
-        # A copy, for parameters are donated to the step.
-        return start | (
-            {"teacher": jax.tree.map(jnp.copy, params["segmenter"])} if keep_teacher else {}
-        )
+        kept: Memory = {"dwa": losses_start} if remember_losses else {}
+        if keep_teacher:
+            teacher = start if fresh and start is not None else params["segmenter"]
+            # A copy, for parameters are donated to the step.
+            kept["teacher"] = jax.tree.map(lambda x: jnp.array(x, copy=True), teacher)
+        return kept
 
     def remember(memory: Memory, params: Params, metrics: Metrics) -> Memory:
         new: Memory = {}
@@ -359,7 +368,7 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
         tuple(stages),
         lambda params: params["fusion"],
         memory,
-        doubts=functools.partial(collapse, config),
+        doubts=functools.partial(collapse, config, steps1 + math.ceil(EARLY * steps2)),
     )
 
 
