@@ -56,7 +56,7 @@ _TAUGHT: dict[str, Any] = {
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.5},
+    "ssvif_taught": {**_TAUGHT, "guidance_weight": 1.5},
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
