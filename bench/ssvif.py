@@ -56,7 +56,7 @@ _TAUGHT: dict[str, Any] = {
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 1.5},
+    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.5},
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
@@ -347,7 +347,7 @@ def collapse_lines(result: Mapping[str, Any]) -> list[str]:
     head = ["step", *(name for name, _, _ in shown)]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for at in sorted({round(k * (len(steps) - 1) / 6) for k in range(7)}):
-        cells = [str(steps[at]), *(unit.format(values[at]) for _, values, unit in shown)]
+        cells = [f"{steps[at]:.0f}", *(unit.format(values[at]) for _, values, unit in shown)]
         table.append("| " + " | ".join(cells) + " |")
     return table
 
