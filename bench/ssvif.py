@@ -347,7 +347,7 @@ def collapse_lines(result: Mapping[str, Any]) -> list[str]:
     head = ["step", *(name for name, _, _ in shown)]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for at in sorted({round(k * (len(steps) - 1) / 6) for k in range(7)}):
-        cells = [str(steps[at]), *(unit.format(values[at]) for _, values, unit in shown)]
+        cells = [f"{steps[at]:.0f}", *(unit.format(values[at]) for _, values, unit in shown)]
         table.append("| " + " | ".join(cells) + " |")
     return table
 

@@ -17,7 +17,12 @@ from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 REPO = Path(__file__).parents[1]
 PAGE = REPO / "docs" / "guides" / "ssvif.md"
 RESULTS = REPO / "bench" / "results" / "ssvif"
-TABLES = {"trials": ssvif.trial_lines}
+TABLES = {
+    "bounds": ("bounds", ssvif.lines),
+    "collapse": ("bounds", ssvif.collapse_lines),
+    "trials": ("trials", ssvif.trial_lines),
+}
+"""Mark on the page -> result, how it is told."""
 
 
 def with_table(text: str, name: str) -> str:
@@ -25,8 +30,9 @@ def with_table(text: str, name: str) -> str:
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf8"))
-    return head + begin + "\n".join(TABLES[name](result)) + "\n" + end + tail
+    file, told = TABLES[name]
+    result = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf8"))
+    return head + begin + "\n".join(told(result)) + "\n" + end + tail
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -55,6 +61,8 @@ def test_the_bench_runs_from_end_to_end(tmp_path: Path) -> None:
     assert "curves_of_seed_0" not in result["rows"]["fusion_only"]
     table = ssvif.lines(result)
     assert len(table) == 2 + len(result["rows"]) and len({row.count("|") for row in table}) == 1
+    assert set(result["no_anchor"]) == {"curves", "doubts"}
+    assert len({row.count("|") for row in ssvif.collapse_lines(result)}) == 1
 
 
 if __name__ == "__main__":
