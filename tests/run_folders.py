@@ -45,11 +45,20 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
 
 
+OF_THE_CLOCK = {
+    "time",
+    "steps_per_second",
+    "examples_per_second",
+    "loader_examples_per_second",
+    "data_share",
+}
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     """The lines of the log, without what depends on the clock."""
     lines = (folder / "log.jsonl").read_text(encoding="utf8").splitlines()
     found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in r.items() if k not in ("time", "steps_per_second")} for r in found]
+    return [{k: v for k, v in r.items() if k not in OF_THE_CLOCK} for r in found]
 
 
 def saved_steps(folder: Path) -> list[int]:

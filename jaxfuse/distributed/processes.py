@@ -96,6 +96,8 @@ def start() -> None:
             raise
         return  # no cluster that JAX knows: one process
     except RuntimeError as error:
+        if not place and "before any JAX" in str(error):
+            return  # JAX is in use already: a program that trains besides other things
         where = place.get("coordinator_address", "the cluster's coordinator")
         raise ProcessError(
             f"{where}: could not join the other processes within {patience} s "
