@@ -150,13 +150,40 @@ def test_a_constant_map_is_a_minimum_only_without_an_anchor() -> None:
     one = np.zeros((2, 4, 4, CLASSES), np.float32)
     one[..., 2] = 12.0
     one = jnp.asarray(one)
-    none = SSVIFConfig(classes=CLASSES, anchor="none")
-    balanced = SSVIFConfig(classes=CLASSES, anchor="balanced")
+    none = SSVIFConfig(classes=CLASSES, anchor="none", region=1)
+    balanced = SSVIFConfig(classes=CLASSES, anchor="balanced", region=1)
     assert float(ssvif.cross_loss(none, one, one)) < 1e-3
     constant = float(ssvif.cross_loss(balanced, one, one))
     spread = 12.0 * np.eye(CLASSES, dtype=np.float32)[np.arange(2 * 4 * 5) % CLASSES]
     spread = jnp.asarray(spread.reshape(2, 4, 5, CLASSES))
     assert float(ssvif.cross_loss(balanced, spread, spread)) < 0.1 < 1.0 < constant
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 9])
+def test_regions_are_means_over_squares_and_over_what_is_left_of_them(side: int) -> None:
+    logits = np.random.default_rng(3).normal(size=(2, 6, 7, 3)).astype(np.float32)
+    found = np.asarray(consistency.regions(jnp.asarray(logits), side))
+    rows, columns = -(-6 // side), -(-7 // side)
+    assert found.shape == (2, rows, columns, 3)
+    for i in range(rows):
+        for j in range(columns):
+            square = logits[:, i * side : (i + 1) * side, j * side : (j + 1) * side]
+            np.testing.assert_allclose(found[:, i, j], square.mean((1, 2)), atol=1e-6)
+
+
+def test_with_regions_only_their_means_have_to_agree() -> None:
+    rng = np.random.default_rng(4)
+    means = 3.0 * rng.normal(size=(2, 2, 2, CLASSES)).astype(np.float32)
+    coarse = np.repeat(np.repeat(means, 4, 1), 4, 2)
+    fine = rng.normal(size=coarse.shape).astype(np.float32)
+    squares = fine.reshape(2, 2, 4, 2, 4, CLASSES)
+    fine -= np.broadcast_to(squares.mean((2, 4), keepdims=True), squares.shape).reshape(fine.shape)
+    a, b = jnp.asarray(coarse), jnp.asarray(coarse + fine)
+    config = SSVIFConfig(classes=CLASSES, anchor="none", region=4)
+    same = float(ssvif.cross_loss(config, a, a))
+    assert float(ssvif.cross_loss(config, a, b)) == pytest.approx(same, rel=1e-5)
+    config = SSVIFConfig(classes=CLASSES, anchor="none", region=1)
+    assert float(ssvif.cross_loss(config, a, b)) > same + 1e-2
 
 
 def test_labels_loss() -> None:
