@@ -133,8 +133,8 @@ def experiment_of(changes: Mapping[str, Any], seed: int, sizes: Sizes) -> Experi
 def teacher(work: Path, sizes: Sizes) -> str:
     """Trains the network that teaches, unless it is there; returns its run folder.
 
-    It learns from labels of other scenes that another sensor saw, fused by the first row's network
-    of seed 0.
+    It learns from labels of other scenes, seen by sensors drawn at random and fused by the first
+    row's network of seed 0.
     """
     preset = experiments.find(TEACHER_PRESET)
     given = {name.split(".")[1]: x for name, x in sizes.changes if name.startswith("train.")}
@@ -353,7 +353,7 @@ def collapse_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def trial_lines(result: Mapping[str, Any]) -> list[str]:
-    """The table of settings that were tried: one seed each."""
+    """The table of settings that were tried, group by group."""
     head = ["", "mIoU, %", *METRICS]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group in result["groups"]:
