@@ -133,13 +133,12 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     for side in result["sides"].values():
         facts = side["facts"]
-        memory, expected = facts["memory"], facts["predicted"]
-        used = sum(memory.values()) - 2 * memory["aliased"]
+        expected = facts["predicted"]
         count = sum(each["count"] for each in facts["collectives"])
         sent = sum(each["link_bytes"] for each in facts["collectives"])
         rows.append(
             f"| {facts['experiment']}, {facts['stage']} | {facts['topology']} | "
-            f"{facts['batch_per_chip']} | {used / 2**30:.1f} of "
+            f"{facts['batch_per_chip']} | {facts['memory_bytes_needed'] / 2**30:.1f} of "
             f"{facts['chip']['memory_bytes'] / 2**30:.0f} GiB | "
             f"{facts['matrix_flops'] / 1e9:.0f} | {facts['memory_bytes'] / 1e9:.1f} GB | "
             f"{count:g} | {sent / 1e6:.1f} MB | "

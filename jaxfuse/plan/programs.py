@@ -31,10 +31,13 @@ class Memory:
     aliased: int
     temporaries: int
     code: int
+    peak: int = 0
+    """Arguments, outputs and temporaries at the moment they are most; 0 where XLA does not say."""
 
     @property
     def total(self) -> int:
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        parts = self.arguments + self.outputs - self.aliased + self.temporaries
+        return (self.peak or parts) + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,7 @@ def compile_step(
             sizes.alias_size_in_bytes,
             sizes.temp_size_in_bytes,
             sizes.generated_code_size_in_bytes,
+            sizes.peak_memory_in_bytes,
         ),
         counted.matrix / mesh.size,
         counted.other / mesh.size,
