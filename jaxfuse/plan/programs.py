@@ -32,12 +32,13 @@ class Memory:
     temporaries: int
     code: int
     peak: int = 0
-    """Arguments, outputs and temporaries at the moment they are most; 0 where XLA does not say."""
+    """Of all that lives at one moment, memory on the chip included; 0 where XLA does not say."""
 
     @property
     def total(self) -> int:
+        """Of HBM: what the parts take one beside the other, or less where they never all live."""
         parts = self.arguments + self.outputs - self.aliased + self.temporaries
-        return (self.peak or parts) + self.code
+        return min(parts, self.peak or parts) + self.code
 
 
 @dataclasses.dataclass(frozen=True)
