@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench import plan
-from jaxfuse.plan import report
+from bench import plan, record
+from jaxfuse.plan import chips, report
 
 REPO = Path(__file__).parents[1]
 PAGE = REPO / "docs" / "guides" / "scaling.md"
@@ -112,6 +112,33 @@ def test_how_plans_are_shown() -> None:
     assert shown[1] == "$ jaxfuse plan crossfuse --topology v5e:2x2 --stage fusion --no-search"
     assert any("4 GiB of 16 GiB (25%)" in line for line in shown)
     assert any("bound by memory" in line for line in shown)
+
+
+def test_a_bench_that_was_stopped_continues(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(plan.machine, "versions", lambda: {"commit": "abc"})
+    made: list[str] = []
+
+    def one(run: record.Run, preset: str, stage: str, topology: str) -> dict[str, Any]:
+        made.append(f"{preset} {topology}")
+        where = chips.parse(topology)
+        side = planned(topology, where.chips, 100.0 * where.chips)
+        return {**side, "seconds": [1.0], "median_seconds": 1.0, "peak_rss_bytes": 1}
+
+    monkeypatch.setattr(plan, "one", one)
+    run = record.Run("python -m bench plan", tmp_path, tmp_path)
+    rates = {"operations_per_second": {"float32": 1e9}}
+    results = plan.measure(run, rates)
+    for _ in range(3):
+        record.write(next(results), tmp_path)
+    results.close()
+    (*_, last) = plan.measure(run, rates)
+    assert made == [
+        *("crossfuse v5e:2x2", "crossfuse v5e:16x16", "ssvif v5e:2x2", "ssvif v5e:16x16"),
+        *("crossfuse v6e:2x2", "crossfuse v6e:16x16", "ssvif v6e:2x2", "ssvif v6e:16x16"),
+    ]
+    assert record.problems(last) == [] and plan.UNFINISHED not in last["notes"]
+    assert [goal["met"] for goal in last["goals"]] == [True] * 4
 
 
 def test_efficiency_is_of_rates_per_chip() -> None:
