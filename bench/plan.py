@@ -24,6 +24,7 @@ STAGES = {"crossfuse": "fusion", "ssvif": "guided"}
 KINDS = ("v5e", "v6e")
 SLICES = ("2x2", "16x16")
 EFFICIENCY = 0.95
+UNFINISHED = "Not complete: the same command continues."
 TINY = ("ssvif_small", "fusion", ("v5e",), ("2x2",))
 
 
@@ -69,8 +70,18 @@ def efficiency(small: dict[str, Any], large: dict[str, Any]) -> float:
     return many / few
 
 
+def kept(run: Run, versions: dict[str, Any]) -> dict[str, Any]:
+    """The plans of a run of the same versions that was stopped before its end."""
+    path = run.out / f"plan-cpu{'-tiny' if run.tiny else ''}.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf8"))
+    return found["sides"] if UNFINISHED in found["notes"] and found["versions"] == versions else {}
+
+
 def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Gives the result after every plan, which takes minutes, with what there is so far."""
+    """Gives the result after every plan, which takes minutes, with what there is so far; a run that
+    was stopped is continued."""
     if importlib.util.find_spec("libtpu") is None:
         raise BenchError("plan: needs the TPU compiler, which the extra tpu brings")
     versions, load, busy = machine.versions(), machine.load_average(), machine.busy_share()
@@ -78,12 +89,14 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
     presets, kinds, slices = STAGES, KINDS, SLICES
     if run.tiny:
         presets, kinds, slices = {TINY[0]: TINY[1]}, TINY[2], TINY[3]
+    before = kept(run, versions)
     sides: dict[str, Any] = {}
     goals: list[dict[str, Any]] = []
     wanted = [(p, k, s) for k in kinds for p in presets for s in slices]
     for preset, kind, shape in wanted:
         stage, topology = presets[preset], f"{kind}:{shape}"
-        sides[side_name(preset, stage, topology)] = one(run, preset, stage, topology)
+        name = side_name(preset, stage, topology)
+        sides[name] = before.get(name) or one(run, preset, stage, topology)
         if len(slices) > 1 and shape == slices[-1]:
             pair = [sides[side_name(preset, stage, f"{kind}:{each}")] for each in slices]
             goals.append(
@@ -119,7 +132,7 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
             "goals": goals,
             "notes": [
                 "Measured: seconds and memory of planning. Predicted: everything under facts.",
-                *(["Not complete."] if len(sides) < len(wanted) else []),
+                *([UNFINISHED] if len(sides) < len(wanted) else []),
             ],
         }
 
@@ -133,13 +146,12 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     for side in result["sides"].values():
         facts = side["facts"]
-        memory, expected = facts["memory"], facts["predicted"]
-        used = sum(memory.values()) - 2 * memory["aliased"]
+        expected = facts["predicted"]
         count = sum(each["count"] for each in facts["collectives"])
         sent = sum(each["link_bytes"] for each in facts["collectives"])
         rows.append(
             f"| {facts['experiment']}, {facts['stage']} | {facts['topology']} | "
-            f"{facts['batch_per_chip']} | {used / 2**30:.1f} of "
+            f"{facts['batch_per_chip']} | {facts['memory_bytes_needed'] / 2**30:.1f} of "
             f"{facts['chip']['memory_bytes'] / 2**30:.0f} GiB | "
             f"{facts['matrix_flops'] / 1e9:.0f} | {facts['memory_bytes'] / 1e9:.1f} GB | "
             f"{count:g} | {sent / 1e6:.1f} MB | "

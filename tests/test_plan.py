@@ -426,6 +426,18 @@ def test_a_plan_of_every_stage_searches(here: Path, monkeypatch, capsys) -> None
     assert out.count("collectives     none") == 2
 
 
+def test_what_compiles_but_needs_more_than_there_is_does_not_fit(
+    here: Path, monkeypatch, capsys
+) -> None:
+    memory = programs.Memory(1 << 30, 1 << 30, 1 << 30, 20 << 30, 0)
+    work = programs.Work("fusion", 8, memory, *(1e9, 1e8, 1e7, (), 0, 0, 1e9, 1e7, -1.0, 0.5))
+    assert memory.total == 21 << 30
+    assert dataclasses.replace(memory, peak=9 << 30, code=1 << 30).total == 10 << 30
+    monkeypatch.setattr(programs, "compile_step", lambda *given: work)
+    assert cli.main(["plan", str(here), "--stage", "fusion", "--no-search"]) == 1
+    assert "DOES NOT FIT: 21 GiB of 16 GiB (131%)" in capsys.readouterr().out
+
+
 def test_a_stage_that_does_not_fit_fails(here: Path, monkeypatch, capsys) -> None:
     too_large = programs.TooLarge("fusion", 8, 20 << 30, 15 << 30, 1.0)
     monkeypatch.setattr(programs, "compile_step", lambda *given: too_large)

@@ -31,10 +31,14 @@ class Memory:
     aliased: int
     temporaries: int
     code: int
+    peak: int = 0
+    """Of all that lives at one moment, memory on the chip included; 0 where XLA does not say."""
 
     @property
     def total(self) -> int:
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        """Of HBM: what the parts take one beside the other, or less where they never all live."""
+        parts = self.arguments + self.outputs - self.aliased + self.temporaries
+        return min(parts, self.peak or parts) + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,7 @@ def compile_step(
             sizes.alias_size_in_bytes,
             sizes.temp_size_in_bytes,
             sizes.generated_code_size_in_bytes,
+            sizes.peak_memory_in_bytes,
         ),
         counted.matrix / mesh.size,
         counted.other / mesh.size,

@@ -52,10 +52,10 @@ def make(
         found = compile_one(name, batch_per_chip)
         row = _row(found, where)
         if search:
-            verdicts: dict[int, tuple[bool, int]] = {batch_per_chip: _verdict(found)}
+            verdicts: dict[int, tuple[bool, int]] = {batch_per_chip: _verdict(found, where)}
             limit = found.available_bytes if isinstance(found, TooLarge) else 0
             largest = predict.largest_batch(
-                lambda batch, name=name: _verdict(compile_one(name, batch)),
+                lambda batch, name=name: _verdict(compile_one(name, batch), where),
                 batch_per_chip,
                 limit or where.chip.memory_bytes,
                 experiment.train.accumulate,
@@ -80,22 +80,25 @@ def make(
     }
 
 
-def _verdict(found: Work | TooLarge) -> tuple[bool, int]:
+def _verdict(found: Work | TooLarge, where: Slice) -> tuple[bool, int]:
+    """Whether it fits, and bytes. The compiler lets programs pass that need more than there is."""
     if isinstance(found, TooLarge):
         return False, found.needed_bytes
-    return True, found.memory.total
+    return found.memory.total <= where.chip.memory_bytes, found.memory.total
 
 
 def _row(found: Work | TooLarge, where: Slice) -> dict[str, Any]:
     if isinstance(found, TooLarge):
-        return {"stage": found.stage, "fits": False, **_without_stage(found)}
+        return {"stage": found.stage, "fits": False, "compiled": False, **_without_stage(found)}
     messages = [(each.kind, each.count, each.link_bytes) for each in found.collectives]
     times = predict.times(where, found.matrix_flops, found.memory_bytes, messages)
     rows = where.chips * found.batch_per_chip
     return {
         "stage": found.stage,
-        "fits": True,
+        "fits": _verdict(found, where)[0],
+        "compiled": True,
         **_without_stage(found),
+        "memory_bytes_needed": found.memory.total,
         "memory_share": found.memory.total / where.chip.memory_bytes,
         "predicted": {
             "compute_seconds": times.compute,
@@ -133,17 +136,17 @@ def lines(plan: dict[str, Any]) -> list[str]:
 
 def _facts(row: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
     there = plan["chip"]["memory_bytes"]
-    if not row["fits"]:
+    if not row["compiled"]:
         needed = size(row["needed_bytes"]) if row["needed_bytes"] else "more"
         there = row["available_bytes"] or there
         found = [("memory", f"DOES NOT FIT: needs at least {needed} of {size(there)}")]
     else:
         memory, expected = row["memory"], row["predicted"]
-        whole = sum(memory.values()) - 2 * memory["aliased"]
         found = [
             (
                 "memory",
-                f"{size(whole)} of {size(there)} ({row['memory_share']:.0%}): arguments "
+                f"{'' if row['fits'] else 'DOES NOT FIT: '}{size(row['memory_bytes_needed'])} of "
+                f"{size(there)} ({row['memory_share']:.0%}): arguments "
                 f"{size(memory['arguments'])}, temporaries {size(memory['temporaries'])}, output "
                 f"{size(memory['outputs'])} ({size(memory['aliased'])} in place of arguments), "
                 f"code {size(memory['code'])}",
