@@ -161,3 +161,13 @@ def table(result: dict[str, Any]) -> list[str]:
     for goal in result["goals"]:
         rows += ["", f"{goal['what'][0].upper()}{goal['what'][1:]}: {goal['measured']:.1%}."]
     return rows
+
+
+def example(result: dict[str, Any]) -> list[str]:
+    """What `jaxfuse plan` printed for the first of the plans."""
+    from jaxfuse.plan import report
+
+    facts = next(iter(result["sides"].values()))["facts"]
+    made = f"$ jaxfuse plan {facts['experiment']} --topology {facts['topology']}"
+    shown = report.lines({**facts, "stages": [facts]})
+    return ["```", f"{made} --stage {facts['stage']} --no-search", *shown, "```"]

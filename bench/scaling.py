@@ -158,6 +158,29 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
     return [result]
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """Every way of splitting, as a Markdown table."""
+    rows = [
+        "| | examples a step | examples/s | time per example | loss off by | grad norm off by |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, side in result["sides"].items():
+        facts = side["facts"]
+        cells = [name, f"{facts['examples'] // result['settings']['steps']}"]
+        cells.append(f"{facts['examples_per_second']:.1f}")
+        against = [entry for key, entry in result["ratios"].items() if key.startswith(f"{name} /")]
+        if against:
+            found = against[0]["time"]
+            low, high = found["lowest"], found["highest"]
+            cells.append(f"x {found['median']:.2f} ({low:.2f} to {high:.2f})")
+        else:
+            cells.append("x 1")
+        for what in ("loss", "grad_norm"):
+            cells.append(f"{result['agreement'][f'{what}, {name}']:.0e}")
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
 def _other(options: dict[str, Any]) -> None:
     from jaxfuse import distributed
 

@@ -1,7 +1,4 @@
-"""The tables of docs/guides/ssvif.md are those of the measured results.
-
-`python tests/test_ssvif_docs.py` writes them again.
-"""
+"""The bench of SSVIF: its results, and that it runs from end to end."""
 
 from __future__ import annotations
 
@@ -14,31 +11,7 @@ import pytest
 from bench import ssvif
 from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
-REPO = Path(__file__).parents[1]
-PAGE = REPO / "docs" / "guides" / "ssvif.md"
-RESULTS = REPO / "bench" / "results" / "ssvif"
-TABLES = {
-    "bounds": ("bounds", ssvif.lines),
-    "collapse": ("bounds", ssvif.collapse_lines),
-    "trials": ("trials", ssvif.trial_lines),
-}
-"""Mark on the page -> result, how it is told."""
-
-
-def with_table(text: str, name: str) -> str:
-    """The page with the table of a result between its marks."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    head, rest = text.split(begin)
-    _, tail = rest.split(end)
-    file, told = TABLES[name]
-    result = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf8"))
-    return head + begin + "\n".join(told(result)) + "\n" + end + tail
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_the_page_shows_what_was_measured(name: str) -> None:
-    text = PAGE.read_text(encoding="utf8")
-    assert text == with_table(text, name), "run `python tests/test_ssvif_docs.py`"
+RESULTS = Path(__file__).parents[1] / "bench" / "results" / "ssvif"
 
 
 def test_results_name_no_folder() -> None:
@@ -63,10 +36,3 @@ def test_the_bench_runs_from_end_to_end(tmp_path: Path) -> None:
     assert len(table) == 2 + len(result["rows"]) and len({row.count("|") for row in table}) == 1
     assert set(result["no_anchor"]) == {"curves", "doubts"}
     assert len({row.count("|") for row in ssvif.collapse_lines(result)}) == 1
-
-
-if __name__ == "__main__":
-    page = PAGE.read_text(encoding="utf8")
-    for each in TABLES:
-        page = with_table(page, each)
-    PAGE.write_text(page, encoding="utf8")

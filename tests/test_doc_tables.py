@@ -1,0 +1,49 @@
+"""The tables of measurements in the documents are those of bench/results.
+
+`python tests/test_doc_tables.py` writes them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import faults, plan, scaling, ssvif
+
+REPO = Path(__file__).parents[1]
+RESULTS = REPO / "bench" / "results"
+TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    ("docs/guides/ssvif.md", "bounds"): ("ssvif/bounds.json", ssvif.lines),
+    ("docs/guides/ssvif.md", "collapse"): ("ssvif/bounds.json", ssvif.collapse_lines),
+    ("docs/guides/ssvif.md", "trials"): ("ssvif/trials.json", ssvif.trial_lines),
+    ("docs/guides/scaling.md", "example"): ("plan-cpu.json", plan.example),
+    ("docs/guides/scaling.md", "plan"): ("plan-cpu.json", plan.table),
+    ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
+    ("launch/README.md", "faults"): ("faults.json", faults.lines),
+}
+"""Page and mark on it -> result, how it is told."""
+
+
+def with_table(page: str, mark: str) -> str:
+    """The page with what a result says between its marks."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    head, rest = (REPO / page).read_text(encoding="utf8").split(begin)
+    _, tail = rest.split(end)
+    file, told = TABLES[page, mark]
+    result = json.loads((RESULTS / file).read_text(encoding="utf8"))
+    return head + begin + "\n".join(told(result)) + "\n" + end + tail
+
+
+@pytest.mark.parametrize(("page", "mark"), TABLES)
+def test_the_page_shows_what_was_measured(page: str, mark: str) -> None:
+    text = (REPO / page).read_text(encoding="utf8")
+    assert text == with_table(page, mark), "run `python tests/test_doc_tables.py`"
+
+
+if __name__ == "__main__":
+    for each in TABLES:
+        (REPO / each[0]).write_text(with_table(*each), encoding="utf8")
