@@ -307,6 +307,7 @@ def measure(work: Path, kills: int) -> dict[str, Any]:
             "seconds_to_continue": round(row.seconds_to_continue, 2),
             "same_end": same(work / name, work / "straight"),
         }
+    again = undisturbed(work / "again")
     print(f"{kills} kills", file=sys.stderr, flush=True)
     at = many_kills(work / "kills", kills)
     return {
@@ -318,6 +319,7 @@ def measure(work: Path, kills: int) -> dict[str, Any]:
         "steps": STEPS,
         "steps_between_checkpoints": EVERY,
         "seconds_to_first_step": round(first, 2),
+        "seconds_to_first_step_again": round(again, 2),
         "rows": rows,
         "kills": {"at_steps": at, "same_end": same(work / "kills", work / "straight")},
     }

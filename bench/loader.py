@@ -1,17 +1,23 @@
-"""Batches a second that the pipeline hands to the training step: 8 patches of 64x64."""
+"""Examples a second that the pipeline hands to the training step: patches of 64x64.
+
+How many a chip consumes is predicted, not measured: by the plan in bench/results.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import record
+from bench import machine, record
 from bench.record import Run
-from bench.sides import Side, Work
+from bench.sides import BenchError, Side, Work
 
 BATCH, PATCH, PAIRS, SIZE = 8, 64, 24, (480, 640)
+"""Batch and patch of the preset crossfuse."""
 TINY_PAIRS, TINY_SIZE = 4, (96, 128)
 
 
@@ -33,9 +39,25 @@ def _write_pairs(folder: Path, count: int, size: tuple[int, int]) -> None:
                 raise OSError(f"{path}: could not be written")
 
 
+PLANNED, CHIP = "crossfuse, fusion, v5e:2x2", "v5e"
+"""Side of plan-cpu.json whose chips are to be fed, and their kind."""
+TIMES = 5.0
+"""A loader should give at least so many times what a chip consumes."""
+
+
+def consumed() -> float:
+    """Examples a second that one chip consumes by the plan."""
+    path = machine.ROOT / "bench" / "results" / "plan-cpu.json"
+    if not path.exists():
+        raise BenchError(f"{path.name}: not there: first `python -m bench plan`")
+    facts = json.loads(path.read_text(encoding="utf8"))["sides"][PLANNED]["facts"]
+    return facts["predicted"]["examples_per_second"] / facts["chips"]
+
+
 def read(options: dict[str, Any]) -> Work:
-    """A pipeline over PNG pairs; one run takes the next `steps` batches."""
+    """A pipeline over pairs; one run takes the next `steps` batches."""
     from jaxfuse.config import DataConfig, SourceConfig
+    from jaxfuse.data.builders import layouts, prepare
     from jaxfuse.data.pipeline import Pipeline
     from jaxfuse.data.sources import open_source
 
@@ -43,6 +65,10 @@ def read(options: dict[str, Any]) -> Work:
     if not folder.exists():
         _write_pairs(folder, options["pairs"], tuple(options["size"]))
     source = SourceConfig(kind="folders", root=str(folder))
+    if options["records"]:
+        out = folder.parent / "records"
+        done = prepare.prepare(layouts.named("folders"), folder, out)
+        source = SourceConfig(kind="records", root=str(done.folder))
     config = DataConfig(target=source, patch_size=PATCH, stride=32, crops="random")
     pipeline = Pipeline(
         open_source(source),
@@ -72,19 +98,39 @@ def read(options: dict[str, Any]) -> Work:
 
 def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     pairs, size = (TINY_PAIRS, TINY_SIZE) if run.tiny else (PAIRS, SIZE)
-    common = {"folder": str(run.scratch / "pairs"), "pairs": pairs, "size": size}
+    common = {"folder": str(run.scratch / "pairs"), "pairs": pairs, "size": size, "records": False}
     cached = {**common, "cache_bytes": 1 << 30, "steps": 2 if run.tiny else 200}
     uncached = {**common, "cache_bytes": 0, "steps": 1 if run.tiny else 10}
     sides = [
         Side("cached", "bench.loader:read", cached),
         Side("from files each time", "bench.loader:read", uncached),
+        Side("from records each time", "bench.loader:read", {**uncached, "records": True}),
     ]
-    what = f"batches of {BATCH} random patches from PNG pairs of {size[0]}x{size[1]}"
-    settings = {"batch": BATCH, "patch": PATCH, "pairs": pairs}
+    what = f"batches of {BATCH} random patches from pairs of {size[0]}x{size[1]}"
+    chip, cores = consumed(), os.cpu_count() or 1
+    settings = {"batch": BATCH, "patch": PATCH, "pairs": pairs, "consumed_by_a_chip": chip}
     result = record.measure(run, "loader", what, sides, run.rounds(5), settings, rates)
+    result["notes"].append(
+        f"A {CHIP} chip consumes {chip:.0f} examples a second by the plan ({PLANNED})."
+    )
     for side in sides:
         found = result["sides"][side.name]
-        rate = side.options["steps"] / found["median_seconds"]
-        found["facts"]["batches_per_second"] = rate
-        result["agreement"][f"batches a second, {side.name}"] = rate
+        rate = BATCH * side.options["steps"] / found["median_seconds"]
+        found["facts"] |= {"examples_per_second": rate, "cores": cores}
+        result["agreement"][f"examples a second, {side.name}"] = rate
+        if "each time" in side.name:
+            result["notes"].append(
+                f"{side.name.capitalize()}: {TIMES:g} times what a {CHIP} chip consumes takes "
+                f"{TIMES * chip / (rate / cores):.1f} cores."
+            )
+    cached_rate = result["sides"]["cached"]["facts"]["examples_per_second"]
+    result["goals"].append(
+        record.goal(
+            f"cached, {cores} cores: examples a second over those of a {CHIP} chip",
+            TIMES,
+            cached_rate / chip,
+            at_least=True,
+            final=not run.tiny,
+        )
+    )
     return [result]
