@@ -32,11 +32,13 @@ from jaxfuse.config import to_json
 from jaxfuse.config.experiment import Experiment
 
 FORMAT = 1
-HEARTBEAT = 10
+HEARTBEAT = 8
 """Seconds; the default is longer."""
+JOIN = 40
+"""Seconds for the others to start; the default is longer."""
 PATIENCE = 180
 """Seconds that anything may take."""
-STEPS = 120
+STEPS = 60
 EVERY = 10
 """Steps between checkpoints."""
 ENDS = {-signal.SIGABRT, 70}
@@ -77,7 +79,7 @@ class Run:
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                 "JAXFUSE_HEARTBEAT_SECONDS": str(HEARTBEAT),
-                "JAXFUSE_JOIN_SECONDS": str(PATIENCE),
+                "JAXFUSE_JOIN_SECONDS": str(JOIN),
                 "PYTHONPATH": os.pathsep.join(
                     p for p in (str(machine.ROOT), os.environ.get("PYTHONPATH", "")) if p
                 ),
@@ -210,9 +212,15 @@ def _kill(which: int) -> Fault:
     return fault
 
 
+def _being_written(folder: Path, after: int) -> bool:
+    """Whether a checkpoint is being written beside that of a step which is whole."""
+    checkpoints = folder / "checkpoints"
+    return (checkpoints / str(after)).is_dir() and any(checkpoints.glob("*tmp*"))
+
+
 def _kill_in_save(run: Run) -> None:
-    run.until_step(EVERY + 1)
-    run.until(lambda: any((run.folder / "checkpoints").glob("*tmp*")))
+    run.until_step(2 * EVERY - 1)
+    run.until(lambda: _being_written(run.folder, EVERY))
     for process in range(len(run.processes)):
         run.kill(process)
 
@@ -221,6 +229,15 @@ def _full(run: Run) -> None:
     run.until_step(EVERY + 5)
     # As a full disk does, a limit lets files be made and nothing be written to them.
     resource.prlimit(run.processes[0].pid, resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def _full_for_checkpoints(which: int) -> Fault:
+    def fault(run: Run) -> None:
+        run.until_step(EVERY + 5)
+        # The log and the weights (100 kB) still fit; arrays of a checkpoint lie in one larger file.
+        resource.prlimit(run.processes[which].pid, resource.RLIMIT_FSIZE, (130_000, 130_000))
+
+    return fault
 
 
 def _truncate(folder: Path) -> None:
@@ -242,6 +259,8 @@ FAULTS: dict[str, tuple[str, Fault, Callable[[Path], None] | None]] = {
         _truncate,
     ),
     "full_disk": ("disk full at process 0", _full, None),
+    "full_in_save_0": ("disk full for process 0's checkpoint", _full_for_checkpoints(0), None),
+    "full_in_save_1": ("disk full for process 1's checkpoint", _full_for_checkpoints(1), None),
 }
 """name -> what it is, the fault, what happens to the folder afterwards."""
 
@@ -273,13 +292,12 @@ def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
         with Run(folder) as run:
             begun = time.monotonic()
             # Anywhere between the start and the next checkpoints; at times before the first step.
-            target = last_step(folder) + draw.choice([0, 1, 3, EVERY // 2, EVERY + 2])
-            if target > STEPS - 2 * left:
-                target = 0
-            if target:
+            ahead = draw.choice([0, 1, 2, 3, EVERY // 2, EVERY + 2])
+            target = last_step(folder) + ahead
+            if ahead and target <= STEPS - left:
                 run.until_step(target)
             else:
-                wait = draw.uniform(0.0, 4.0)
+                wait = draw.uniform(0.0, 10.0)
                 run.until(lambda: time.monotonic() - begun > wait)  # noqa: B023
             run.kill(draw.randrange(2))
             at.append(last_step(folder))

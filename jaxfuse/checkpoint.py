@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,36 @@ def _merit(metrics: dict[str, float] | None) -> float:
     return metrics.get("stage", 0.0) * 1e9 - loss if math.isfinite(loss) else -math.inf
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which says at once that this process could not write.
+
+    Orbax's own background thread waits for all processes before it lets anyone know.
+    """
+
+    failure: BaseException | None = None
+
+    def reached_preemption(self, step: int) -> bool:
+        # Asked from a background thread of one process, JAX's count of steps would go back: see
+        # `distributed.must_stop`. The loop saves before it stops.
+        return False
+
+    def _wait_for_checkpointers(self) -> None:
+        with self._noted():
+            super()._wait_for_checkpointers()
+
+    def _finalize_checkpoint(self, step: int) -> Any:
+        with self._noted():
+            return super()._finalize_checkpoint(step)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
 class Checkpoints:
     """The checkpoints in one folder: written in the background, newest and best kept."""
 
@@ -61,8 +92,9 @@ class Checkpoints:
         with self._explained("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._complaints = _drop_damaged_metrics(self.folder) if distributed.is_chief() else []
-            distributed.together("checkpoints are opened")
-            self._manager = ocp.CheckpointManager(
+        distributed.together("checkpoints are opened")
+        with self._explained("open"):
+            self._manager = _Manager(
                 self.folder,
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
@@ -99,8 +131,10 @@ class Checkpoints:
 
         The state's buffers may be donated at once. metrics: "loss" and "stage" say which is best.
         """
+        self.wait()
+        # Outside of what is explained: where another process dies, its end is the error.
+        info = {**info, CHECKSUM: checksum(state)}
         with self._explained("save"):
-            info = {**info, CHECKSUM: checksum(state)}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -111,12 +145,16 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises CheckpointError if the last save has failed. Does not wait for a running one."""
-        if not self._manager.is_saving_in_progress():
+        if self._manager.failure or not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises CheckpointError if it could not be written."""
         with self._explained("save"):
+            while self._manager.is_saving_in_progress():
+                if self._manager.failure:
+                    raise self._manager.failure
+                time.sleep(0.002)
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -130,14 +168,9 @@ class Checkpoints:
         _hush()
         complaints = list(self._complaints)
         unreadable: list[int] = []
-        for step in reversed(self.steps):
-            state, info, why = None, {}, "another process could not read it"
-            try:
-                state, info = self._read(step, abstract)
-            except Exception as error:  # what a damaged file raises depends on where the damage is
-                why = _first_line(error)
-            # All or none: processes at different steps would wait for each other for ever.
-            if not distributed.all_agree(state is not None):
+        for step in distributed.from_chief(self.steps[::-1]):
+            state, info, why = self._read(step, abstract)
+            if state is None:
                 complaints.append(f"{self.folder / str(step)}: unreadable ({why})")
                 unreadable.append(step)
                 continue
@@ -149,24 +182,42 @@ class Checkpoints:
             "Use the version of the code that wrote them, or delete this folder to start over"
         )
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        difference = _difference(self._manager.item_metadata(step)["state"], abstract)
-        if difference:
-            raise CheckpointError(f"another state than this run's: {difference}")
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any], str]:
+        """(state, info, ""), or (None, {}, why) in every process where one of them cannot read it.
+
+        Processes agree before each thing that they do together, or they would wait for each other.
+        """
+        found: list[Any] = []
+
+        def fits() -> None:
+            saved = self._manager.item_metadata(step)["state"]
+            difference = _difference(saved, abstract)
+            if difference:
+                raise CheckpointError(f"another state than this run's: {difference}")
+
+        def restored() -> None:
+            args = ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
-            ),
-        )
-        state, info = found["state"], found["info"]
-        # Damage to Orbax's own notes can turn keys into plain numbers, or numbers into others.
-        types = jax.tree.map(lambda x, like: x.dtype == like.dtype, state, abstract)
-        if not all(jax.tree.leaves(types)):
-            raise CheckpointError("its arrays are of other types than were saved")
+            )
+            read = self._manager.restore(step, args=args)
+            found.extend((read["state"], read["info"]))
+            # Damage to Orbax's own notes can turn keys into plain numbers, or numbers into others.
+            types = jax.tree.map(lambda x, like: x.dtype == like.dtype, found[0], abstract)
+            if not all(jax.tree.leaves(types)):
+                raise CheckpointError("its arrays are of other types than were saved")
+
+        for attempt in (fits, restored):
+            why = ""
+            try:
+                attempt()
+            except Exception as error:  # what a damaged file raises depends on where it is damaged
+                why = _first_line(error)
+            if not distributed.all_agree(not why):
+                return None, {}, why or "another process could not read it"
+        state, info = found
         if CHECKSUM in info and info[CHECKSUM] != checksum(state):
-            raise CheckpointError("its numbers are not those that were saved")
-        return state, info
+            return None, {}, "its numbers are not those that were saved"
+        return state, info, ""
 
     def close(self) -> None:
         """Waits for pending writes and lets go of the folder."""

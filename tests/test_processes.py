@@ -62,14 +62,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+GONE = {-9, *faults.ENDS}
 EXPECTED = {
     "term_1": ({75}, "stopped on request, step"),
     "term_0": ({75}, "stopped on request, step"),
-    "kill_1": ({-9, 70}, "process 1 of 2 is gone: process 0 stops too"),
-    "kill_0": ({-9, *faults.ENDS}, ""),
+    "kill_1": (GONE, ""),
+    "kill_0": (GONE, ""),
     "kill_in_save": ({-9}, ""),
     "truncated": ({75}, "stopped on request"),
     "full_disk": ({1, *faults.ENDS}, "free disk space"),
+    "full_in_save_0": ({1, *faults.ENDS}, "process 0 of 2: "),
+    "full_in_save_1": ({1, *faults.ENDS}, "process 1 of 2: "),
 }
 """Exit codes that may be seen, and what is said."""
 
@@ -82,14 +85,20 @@ def test_nothing_is_lost(work: Path, name: str) -> None:
     codes, said = EXPECTED[name]
     assert set(row.codes) <= codes, row.said
     assert said in row.said
-    # Survivors end within the heartbeat time and a little more.
-    assert row.seconds_to_end < faults.HEARTBEAT + 20
+    # Survivors end within the heartbeat time, twice where an error may come of another's end.
+    assert row.seconds_to_end < 2 * faults.HEARTBEAT + 30
     assert faults.same(work / name, work / "straight")
     assert not list((work / name / "checkpoints").glob("*tmp*"))
     if name == "truncated":
         assert "unreadable" in row.said_again
+    if name == "kill_in_save":
+        assert f"from step {faults.EVERY} of" in row.said_again
+    if name == "kill_1":  # JAX may see it first
+        assert "process 1 of 2 is gone" in row.said or "/task:1" in row.said
     if name == "kill_0":
         assert "leader" in row.said or "process 0 of 2 is gone" in row.said
+    if name.startswith("full_in_save"):
+        assert "cannot save a checkpoint" in row.said and 1 in row.codes
 
 
 @pytest.mark.slow
@@ -107,7 +116,7 @@ def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) 
         run.kill(1, 15)
         assert run.codes() == [75, 75]
     with faults.Run(folder, count=1, devices=4) as run:
-        run.until_step(45)
+        run.until_step(35)
         run.kill(0, 15)
         assert run.codes() == [75]
     with faults.Run(folder, count=4) as run:
@@ -130,6 +139,18 @@ def test_who_finds_nobody_says_so(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert done.returncode in {1, *faults.ENDS}
-    assert "127.0.0.1:1" in done.stderr or "DEADLINE" in done.stderr
+    assert done.returncode == distributed.PEER_GONE
+    assert "127.0.0.1:1: could not join the other processes within 3 s" in done.stderr
+    assert "JAXFUSE_JOIN_SECONDS" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_cannot_join_do_not_train_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for each in PLACE:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ConfigError, match=f"{name} = 2: several processes, but JAX cannot join"):
+        distributed.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,8 +84,13 @@ def by_rule(tree: Any, mesh: Mesh) -> Any:
 def whole_on_host(tree: Any, mesh: Mesh) -> Any:
     """The arrays as NumPy arrays, gathered from all devices. Every process calls it."""
     if any(not x.is_fully_replicated for x in jax.tree.leaves(tree)):
-        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+        tree = _gather(mesh)(tree)
     return jax.device_get(tree)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def to_global(tree: Any, mesh: Mesh) -> Any:

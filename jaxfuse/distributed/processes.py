@@ -7,6 +7,7 @@ See docs/adr/0009.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -28,7 +29,9 @@ HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process counts as gone (JAXFUSE_HEARTBEAT_SECONDS)."""
 JOIN_SECONDS = 300
 """How long a process waits for the others to start (JAXFUSE_JOIN_SECONDS)."""
-PARTING_SECONDS = 5
+PARTING_SECONDS = 60
+"""How long a process that is done waits for the others to be done."""
+FAILING_SECONDS = 5
 """How long a process that fails waits to hear whether all fail alike."""
 
 
@@ -75,12 +78,23 @@ def start() -> None:
     settings that cannot be and ProcessError where the others cannot be found.
     """
     if jax.distributed.is_initialized():
+        _Watch.begin()
         return
     place = _given_place()
     heartbeat = _seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     patience = _seconds("JAXFUSE_JOIN_SECONDS", JOIN_SECONDS)
     if place.get("num_processes") == 1 or (not place and os.environ.get("SLURM_NTASKS") == "1"):
         return
+    where = place.get("coordinator_address", "the cluster's coordinator")
+    remedy = (
+        "start all of them, with the same address and number, see to the network, or wait longer "
+        f"with JAXFUSE_JOIN_SECONDS ({patience})"
+    )
+    text = f"{where}: could not join the other processes within {patience} s: {remedy}"
+    # JAX itself aborts, with a stack trace, when its time is up.
+    limit = threading.Timer(patience, _end, (PEER_GONE, text))
+    limit.daemon = True
+    limit.start()
     try:
         with warnings.catch_warnings():
             # In a pod of Kubernetes that is no indexed job JAX asks for a package nobody needs.
@@ -88,27 +102,58 @@ def start() -> None:
             jax.distributed.initialize(
                 **place,
                 heartbeat_timeout_seconds=heartbeat,
-                initialization_timeout=patience,
+                initialization_timeout=patience + 30,
                 shutdown_timeout_seconds=2 * heartbeat,
             )
-    except ValueError:
+    except ValueError as error:
         if place:
             raise
-        return  # no cluster that JAX knows: one process
+        _require_one_process(error)  # no cluster that JAX knows
+        return
     except RuntimeError as error:
         if not place and "before any JAX" in str(error):
-            return  # JAX is in use already: a program that trains besides other things
-        where = place.get("coordinator_address", "the cluster's coordinator")
+            _require_one_process(error)  # a program that trains besides other things
+            return
         raise ProcessError(
-            f"{where}: could not join the other processes within {patience} s "
-            f"({str(error).splitlines()[0]}): start all of them, with the same address and "
-            "number, see to the network, or wait longer with JAXFUSE_JOIN_SECONDS"
+            f"{where}: could not join the other processes ({_first_line(error)}): {remedy}"
         ) from error
+    finally:
+        limit.cancel()
     if jax.process_count() > 1:
         if threading.current_thread() is threading.main_thread():
-            # JAX hears SIGTERM, and all processes stop together: Ctrl-C asks for the same.
-            signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        _Watch().start()
+            _stop_by_interrupt()
+        _Watch.begin()
+
+
+SEVERAL = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Variables by which launchers say how many processes they have started."""
+
+
+def _require_one_process(error: Exception) -> None:
+    """Raises ConfigError where a launcher speaks of several processes that JAX could not join: they
+    would all train alone, in one folder.
+    """
+    for name in SEVERAL:
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise ConfigError(
+                f"{name} = {count}: several processes, but JAX cannot join them "
+                f"({_first_line(error)}): set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+                "JAX_PROCESS_ID for each"
+            ) from error
+
+
+def _stop_by_interrupt() -> None:
+    """Ctrl-C asks for what SIGTERM does: JAX hears that, and all processes stop together. A second
+    one interrupts at once.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, ask)
 
 
 def is_chief() -> bool:
@@ -129,11 +174,25 @@ def all_agree(mine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(mine))))
 
 
+def of_all_processes(mine: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, of equal shape and numbers of at most 32 bits, stacked."""
+    if jax.process_count() == 1:
+        return mine[None]
+    return np.asarray(multihost_utils.process_allgather(mine))
+
+
 def sum_over_processes(mine: np.ndarray) -> np.ndarray:
     """Element by element; unsigned numbers wrap around."""
+    return np.sum(of_all_processes(mine), axis=0, dtype=mine.dtype)
+
+
+def from_chief(numbers: list[int]) -> list[int]:
+    """Process 0's list of non-negative numbers, in every process."""
     if jax.process_count() == 1:
-        return mine
-    return np.sum(multihost_utils.process_allgather(mine), axis=0, dtype=mine.dtype)
+        return numbers
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    row = np.resize(np.array(numbers or [0], np.int32), count)
+    return [int(x) for x in multihost_utils.broadcast_one_to_all(row)]
 
 
 def must_stop(step: int) -> bool:
@@ -155,9 +214,17 @@ class _Watch(threading.Thread):
     """Ends this process when another one is gone, saying which: its step would wait for ever."""
 
     ending = threading.Event()
+    begun = False
 
     def __init__(self) -> None:
         super().__init__(name="jaxfuse-watch", daemon=True)
+
+    @classmethod
+    def begin(cls) -> None:
+        """Starts the one watch of this process, where there are others to watch."""
+        if jax.process_count() > 1 and not cls.begun:
+            cls.begun = True
+            cls().start()
 
     def run(self) -> None:
         everyone = range(jax.process_count())
@@ -191,10 +258,17 @@ def _end(code: int, text: str) -> None:
     os._exit(code)
 
 
-def _part() -> bool:
-    """Whether all processes get here within a few seconds; then they leave in order."""
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _part(how: str, seconds: int) -> bool:
+    """Whether all processes get here within so many seconds, all for the same reason; then they
+    leave in order.
+    """
     try:
-        _client().wait_at_barrier("jaxfuse parting", PARTING_SECONDS * 1000)
+        _client().wait_at_barrier(f"jaxfuse parting: {how}", seconds * 1000)
     except Exception:  # too late, or somebody is gone
         return False
     _Watch.ending.set()
@@ -206,7 +280,14 @@ def _part() -> bool:
 def leave() -> None:
     """Leaves the other processes in order: all of them call it when they are done."""
     if jax.process_count() > 1:
-        _part()
+        _part("done", PARTING_SECONDS)
+
+
+def _wait_for_the_watch() -> None:
+    """An error may come of another process' end, which is known a little later: then the watch ends
+    this one.
+    """
+    _Watch.ending.wait(_seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS) + 5)
 
 
 @contextlib.contextmanager
@@ -215,8 +296,8 @@ def joined() -> Iterator[None]:
 
     With one process it does nothing. With several, an error that all meet (a wrong setting, a
     request to stop) is raised in process 0 and ends the others with its exit code; an error of one
-    process alone is printed with its number and ends it at once, whereupon the others end with
-    `PEER_GONE`. An error that comes of another process' end waits for that to be known.
+    process alone is printed with its number and ends it, whereupon the others end with
+    `PEER_GONE`. An error that may come of another process' end waits for that to be known.
     """
     start()
     if jax.process_count() == 1:
@@ -227,16 +308,21 @@ def joined() -> Iterator[None]:
         yield
     except UserError as error:
         code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else 1)
-        if not _part():
-            _end(code, f"process {mine} of {count}: {error}")
+        same = hashlib.sha256(f"{code} {error}".encode()).hexdigest()
+        if not _part(same, FAILING_SECONDS):
+            _say(f"process {mine} of {count}: {error}")
+            if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
+                _wait_for_the_watch()
+            os._exit(code)
         if mine:
             raise SystemExit(code) from error
         raise
-    except BaseException:
+    except BaseException as error:
         # Collectives fail at once where a peer dies; the watch knows who a little later.
+        told = f"{type(error).__name__}: {_first_line(error)}"
+        _say(f"process {mine} of {count}: {told}: is another process gone?")
         said = traceback.format_exc()
-        _say(f"process {mine} of {count}: {said.splitlines()[-1]}: is another process gone?")
-        _Watch.ending.wait(_seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS) + 5)
+        _wait_for_the_watch()
         _end(1, f"process {mine} of {count}: none is gone:\n{said}")
-    if not _part():
+    if not _part("done", PARTING_SECONDS):
         _end(PEER_GONE, f"process {mine} of {count}: done, but not all others are")

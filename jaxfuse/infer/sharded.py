@@ -118,12 +118,15 @@ def fuse_sharded(
 
     visible, infrared: luma in [0, 1], (h, w), of equal shape. devices: how many of this process'
     devices share the rows; 0 takes all, and low images use fewer. Each device needs the memory of
-    its rows, see `layout`. Raises ValueError where the model has no passes.
+    its rows, see `layout`. Raises ValueError where the model has no passes, or devices are too few.
     """
     if not model.passes:
         raise ValueError(f'{model.name} has no exact windows: use method="whole" or method="tiles"')
     height, width = visible.shape
-    chosen = jax.local_devices()[: devices or None]
+    available = jax.local_devices()
+    if devices > len(available):
+        raise ValueError(f"devices = {devices}, but JAX sees {len(available)}: use fewer, or 0")
+    chosen = available[: devices or None]
     plan = layout(height, len(chosen), max(step.halo for step in model.passes))
     count, size = len(plan.starts), plan.size
     mesh = Mesh(np.array(chosen[:count]), (ROWS_AXIS,))

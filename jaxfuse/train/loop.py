@@ -108,14 +108,20 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
             experiment, folder, mesh, placed, model, method, data, checkpoints, terminal, writers
         )
         with _stop_requests() as stop:
-            return session.run(state, start, stop)
+            outcome = session.run(state, start, stop)
+        checkpoints.close()
+        return outcome
+    except BaseException:
+        # Closing waits for all processes: an error may be this one's alone.
+        if jax.process_count() == 1:
+            with contextlib.suppress(CheckpointError):
+                checkpoints.close()
+        raise
     finally:
         # An error of the run itself must not be hidden by one of these.
         for writer in writers:
             with contextlib.suppress(OSError):
                 writer.close()
-        with contextlib.suppress(CheckpointError):
-            checkpoints.close()
 
 
 @dataclasses.dataclass
@@ -233,13 +239,15 @@ class _Session:
         }
 
     def _pace(self, batches: Batches, steps_per_second: float) -> dict[str, float]:
-        """How fast reading is beside the steps, in examples of this process."""
-        rate, waited = batches.pace()
-        rows = self.experiment.train.batch_size // jax.process_count()
+        """How fast reading is beside the steps: of the process that reads slowest, which all wait
+        for.
+        """
+        rates, waited = distributed.of_all_processes(np.array(batches.pace(), np.float32)).T
+        rows = self.experiment.train.batch_size
         return {
             "examples_per_second": rows * steps_per_second,
-            "loader_examples_per_second": rows * rate,
-            "data_share": min(waited * steps_per_second, 1.0),
+            "loader_examples_per_second": rows * float(rates.min()),
+            "data_share": min(float(waited.max()) * steps_per_second, 1.0),
         }
 
     def _hunger(self, step: int, record: dict[str, Any]) -> str:
@@ -272,7 +280,8 @@ class _Session:
             return {}
         evaluate = steps.make_validation(stage, self.mesh)
         losses = [evaluate(state, distributed.to_devices(batch, self.mesh)) for batch in batches]
-        patches = [float(batch["weight"].sum()) for batch in batches]
+        mine = np.array([batch["weight"].sum() for batch in batches], np.float32)
+        patches = distributed.sum_over_processes(mine)
         mean = np.average(np.array(jax.device_get(losses), np.float64), weights=patches)
         return {"validation_loss": float(mean)}
 
