@@ -97,6 +97,10 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def pids(folder: Path, names: str = "[0-9].*") -> list[int]:
     found = [path for path in folder.iterdir() if fnmatch.fnmatch(path.name, names)]
     return [int(text) for text in (path.read_text() for path in found) if text]
@@ -296,15 +300,113 @@ def test_a_request_to_stop_reaches_all_and_is_not_undone(
     assert "starting all again" not in error
 
 
-def test_nothing_outlives_a_killed_launcher(child: Any, tmp_path: Path) -> None:
-    program = child("(here / f'ready{number}').touch()", "time.sleep(600)")
-    with local_running("-n", "2", "--", *program) as process:
+def test_who_ignores_a_request_to_stop_is_killed_and_named(child: Any, tmp_path: Path) -> None:
+    program = child(
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        if number == "1":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (here / f"ready{number}").touch()
+        while True:
+            time.sleep(1)
+        """
+    )
+    with local_running("-n", "2", "--restarts", "3", "--grace", "1", "--", *program) as process:
         wait_for(lambda: all((tmp_path / f"ready{n}").exists() for n in (0, 1)))
+        process.terminate()
+        _, error = process.communicate(timeout=TIMEOUT)
+    # 75 would say that everything is saved.
+    assert process.returncode == 137
+    assert error.splitlines() == [
+        "launch: SIGTERM: passed on to all processes, which have 1 s to end",
+        "launch: process 1 did not end by itself: killed",
+        "launch: process 1 did not end in time, was killed and may not have saved (137)",
+    ]
+
+
+def test_nothing_outlives_a_killed_launcher(child: Any, tmp_path: Path) -> None:
+    program = child(
+        """
+        if os.fork() == 0:
+            (here / f"new-worker{number}").write_text(str(os.getpid()))
+            (here / f"new-worker{number}").rename(here / f"worker{number}")
+        time.sleep(600)
+        """
+    )
+    with local_running("-n", "2", "--", *program) as process:
+        wait_for(lambda: len(pids(tmp_path, "worker?")) == 2)
+        children = [int(pid) for pid in children_of(process.pid)]
         process.kill()
         process.wait(TIMEOUT)
-    started = pids(tmp_path)
-    assert len(started) == 2
+    started = [*pids(tmp_path), *pids(tmp_path, "worker?")]
+    assert len(started) == 4
     wait_for(lambda: not any(alive(pid) for pid in started))
+    # Nor does the watchdog.
+    assert len(children) == 3
+    wait_for(lambda: not any(alive(pid) for pid in children))
+
+
+def test_the_run_goes_on_when_nobody_reads_its_output(child: Any, tmp_path: Path) -> None:
+    program = child(
+        """
+        print("first", flush=True)
+        while not (here / "closed").exists():
+            time.sleep(0.01)
+        for _ in range(3):
+            print("lost", flush=True)
+            time.sleep(0.05)
+        (here / f"done{number}").touch()
+        """
+    )
+    with local_running("-n", "2", "--", *program) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        (tmp_path / "closed").touch()
+        error = process.stderr.read()
+        assert process.wait(TIMEOUT) == 0, error
+        process.stdout = None
+    assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()
+    lost = "launch: standard output: Broken pipe: the run goes on, this output is lost"
+    assert error.splitlines() == [lost]
+
+
+def test_the_run_goes_on_without_a_log_whose_disk_is_full(child: Any, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "0.log").symlink_to("/dev/full")
+    program = child("for n in range(3): print(n, flush=True); time.sleep(0.02)")
+    result = local("-n", "2", "--log-dir", str(logs), "--", *program)
+    assert result.returncode == 0
+    full = "No space left on device: the run goes on, this output is lost"
+    assert said(result) == [f"launch: {logs / '0.log'}: {full}"]
+    assert sorted(result.stdout.splitlines()) == [f"[{p}] {n}" for p in (0, 1) for n in range(3)]
+    assert (logs / "1.log").read_text() == "0\n1\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("folder", "Is a directory"), ("nowhere", "No such file or directory")]
+)
+def test_a_log_that_cannot_be_opened_is_told(tmp_path: Path, kind: str, why: str) -> None:
+    log = tmp_path / "1.log"
+    if kind == "folder":
+        log.mkdir()
+    else:
+        log.symlink_to(tmp_path / "no" / "1.log")
+    result = local("-n", "2", "--log-dir", str(tmp_path), "--", "touch", str(tmp_path / "ran"))
+    assert result.returncode == 2
+    assert result.stderr == f"launch: --log-dir {log}: {why}: name a folder to write to\n"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_no_program_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text("jaxfuse train\n")
+    path.chmod(0o755)
+    result = local("-n", "2", "--", str(path))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"launch: {path}: cannot be started: Exec format error: ")
+    assert "begins with #!" in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
