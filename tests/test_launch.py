@@ -496,6 +496,15 @@ def test_slurm_passes_the_arguments_on(tmp_path: Path, stand_in: Any) -> None:
     assert not list(tmp_path.glob("tmp.*"))
 
 
+@pytest.mark.parametrize(("given", "passed"), [({"SLURM_CPUS_PER_TASK": "8"}, "8"), ({}, "none")])
+def test_slurm_hands_the_cores_of_a_task_on(
+    tmp_path: Path, stand_in: Any, given: dict[str, str], passed: str
+) -> None:
+    stand_in("srun", 'echo "cores: ${SRUN_CPUS_PER_TASK:-none}"')
+    result = slurm(tmp_path, "p", **given)
+    assert result.stdout.splitlines()[-2:] == [f"cores: {passed}", "launch: done"]
+
+
 def test_slurm_runs_an_environment_or_an_image(tmp_path: Path, stand_in: Any) -> None:
     srun = stand_in("srun")
     (tmp_path / "bin" / "jaxfuse").touch(0o755)
@@ -588,6 +597,7 @@ def test_slurm_says_when_it_cannot_queue_the_job(tmp_path: Path, stand_in: Any) 
         ([], {}, "no arguments"),
         (["p"], {"RESTARTS": "many"}, "RESTARTS=many"),
         (["p"], {"GRACE": "-1"}, "GRACE=-1"),
+        (["p"], {"GRACE": "0"}, "GRACE=0: give at least 1"),
         (["p"], {"VENV": "/nowhere"}, "VENV=/nowhere: has no bin/jaxfuse"),
     ],
 )
