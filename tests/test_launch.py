@@ -624,6 +624,7 @@ def test_slurm_options_are_what_the_script_relies_on() -> None:
 # tpu-vm.sh
 
 TPU = {"NAME": "fuse", "ZONE": "z-a", "BUCKET": "runs", "POLL": "0"}
+NOT_FOUND = "echo 'ERROR: (gcloud.describe) NOT_FOUND: Resource x was not found' >&2; exit 1"
 
 
 def tpu(
@@ -657,12 +658,13 @@ def test_tpu_dry_run_prints_every_command_and_runs_none(tmp_path: Path, stand_in
             ["create"],
             ["install"],
             ["train", "crossfuse"],
+            ["stop"],
             ["fetch", "a b"],
             ["delete"],
         )
     }
     assert calls(gcloud) == []
-    assert [result.returncode for result in printed.values()] == [0] * 5
+    assert [result.returncode for result in printed.values()] == [0] * 6
     for result in printed.values():
         lines = [line for line in result.stdout.splitlines() if line.startswith("gcloud")]
         assert lines and all("--zone z-a --project p\\ 1 " in line for line in lines)
@@ -693,10 +695,29 @@ def test_tpu_create_stops_where_the_slice_will_not_come(tmp_path: Path, stand_in
     assert "the request for v5litepod-16 in z-a is FAILED" in result.stderr
 
 
+def test_tpu_create_tells_why_the_state_cannot_be_read(tmp_path: Path, stand_in: Any) -> None:
+    gcloud = stand_in(
+        "gcloud", 'if [ "$4" = describe ]; then echo "ERROR: please log in" >&2; exit 1; fi'
+    )
+    result = tpu(tmp_path, "create")
+    assert result.returncode == 1
+    assert "fuse: its state cannot be read: ERROR: please log in" in result.stderr
+    assert [call[3] for call in calls(gcloud)] == ["create"] + ["describe"] * 10
+
+
+def test_tpu_create_stops_where_the_request_was_deleted(tmp_path: Path, stand_in: Any) -> None:
+    stand_in("gcloud", f'if [ "$4" = describe ]; then {NOT_FOUND}; fi')
+    result = tpu(tmp_path, "create")
+    assert result.returncode == 1
+    assert "the request for v5litepod-16 in z-a was deleted" in result.stderr
+
+
+# Ctrl-C ends gcloud and not what runs on the hosts, which belongs to another session.
 REMOTE = """
 if [ "$4" = ssh ]; then
   script=${!##--command=}
-  cd "$HOSTS_FOLDER" && PATH=$HOSTS_FOLDER/bin:$PATH bash -c "$script"
+  cd "$HOSTS_FOLDER" && PATH=$HOSTS_FOLDER/bin:$PATH setsid bash -c "$script" &
+  wait $!
   exit
 fi
 [ "$4" != describe ] || echo "${STATE:-ACTIVE}"
@@ -774,10 +795,210 @@ def test_tpu_train_gets_a_new_slice_for_one_that_was_taken(
     assert "the slice is SUSPENDED; start 1 of 20" in result.stderr
 
 
+@pytest.mark.parametrize("code", [1, 2, 255])
+def test_tpu_train_starts_again_where_gcloud_itself_failed(
+    tmp_path: Path, stand_in: Any, code: int
+) -> None:
+    # 1 is what gcloud gives for a slice that was taken, too.
+    error = f"echo 'ERROR: This TPU has terminal state \"PREEMPTED\"' >&2; exit {code}"
+    gcloud = stand_in(
+        "gcloud",
+        f'if [ "$4" = ssh ]; then [ "$calls" -gt 2 ] || {{ {error}; }}; else echo ACTIVE; fi',
+    )
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 0, result.stderr
+    assert verbs(gcloud) == ["ssh"] * 2
+    assert f"ended with {code}, the slice is ACTIVE; start 1 of 20" in result.stderr
+
+
+def test_tpu_train_asks_again_for_a_slice_that_is_gone(tmp_path: Path, stand_in: Any) -> None:
+    gone = tmp_path / "gone"
+    gcloud = stand_in(
+        "gcloud",
+        f"""
+        case $4 in
+          describe) if [ -e {gone} ]; then {NOT_FOUND}; else echo ACTIVE; fi ;;
+          create) rm {gone} ;;
+          ssh) [ "$calls" -gt 2 ] || {{ touch {gone}; exit 1; }} ;;
+        esac
+        """,
+    )
+    stand_in("git")
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 0, result.stderr
+    assert verbs(gcloud) == ["ssh", "create", "scp", "ssh", "ssh"]
+    assert "the slice is GONE; start 1 of 20" in result.stderr
+
+
+def test_tpu_train_takes_a_failed_look_for_no_answer(tmp_path: Path, stand_in: Any) -> None:
+    gcloud = stand_in(
+        "gcloud",
+        """
+        case $4 in
+          describe) case $calls in 3 | 4 | 5) echo "ERROR: 503" >&2; exit 1 ;; esac; echo ACTIVE ;;
+          ssh) [ "$calls" -gt 2 ] || exit 255 ;;
+        esac
+        """,
+    )
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 0, result.stderr
+    looks = ["describe"] * 4
+    assert [call[3] for call in calls(gcloud)] == ["describe", "ssh", *looks, "ssh"]
+
+
+def test_tpu_train_tells_why_it_cannot_look(tmp_path: Path, stand_in: Any) -> None:
+    error = 'echo "ERROR: please log in" >&2; exit 1'
+    gcloud = stand_in("gcloud", f'if [ "$calls" = 1 ]; then echo ACTIVE; else {error}; fi')
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 1
+    assert "fuse: its state cannot be read: ERROR: please log in" in result.stderr
+    assert verbs(gcloud) == ["ssh"]
+
+
+def test_tpu_train_installs_again_where_a_new_slice_went_meanwhile(
+    tmp_path: Path, stand_in: Any
+) -> None:
+    state = tmp_path / "state"
+    state.write_text("ACTIVE")
+    gcloud = stand_in(
+        "gcloud",
+        f"""
+        case $4 in
+          describe) cat {state} ;;
+          create) echo ACTIVE > {state} ;;
+          scp) [ -e {state}.scp ] || {{ touch {state}.scp; exit 1; }} ;;
+          ssh) [ "$calls" -gt 2 ] || {{ echo SUSPENDED > {state}; exit 1; }} ;;
+        esac
+        """,
+    )
+    stand_in("git")
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 0, result.stderr
+    assert verbs(gcloud) == ["ssh", "delete", "create", "scp", "scp", "ssh", "ssh"]
+    assert "start 2 of 20" in result.stderr
+
+
+def test_tpu_train_asks_for_no_slice_of_its_own(tmp_path: Path, stand_in: Any) -> None:
+    gcloud = stand_in("gcloud", NOT_FOUND)
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 2
+    assert "fuse: no such slice in z-a: create and install it first" in result.stderr
+    assert verbs(gcloud) == []
+
+
+def test_tpu_train_waits_for_a_slice_that_was_asked_for(tmp_path: Path, stand_in: Any) -> None:
+    gcloud = stand_in(
+        "gcloud",
+        """
+        if [ "$4" = describe ]; then
+          if [ "$calls" -lt 4 ]; then echo PROVISIONING; else echo ACTIVE; fi
+        fi
+        """,
+    )
+    stand_in("git")
+    result = tpu(tmp_path, "train", "p")
+    assert result.returncode == 0, result.stderr
+    assert verbs(gcloud) == ["scp", "ssh", "ssh"]
+
+
+def test_tpu_train_stops_where_storage_cannot_be_mounted(
+    tmp_path: Path, stand_in: Any, host: Any
+) -> None:
+    gcloud = stand_in("gcloud", REMOTE)
+    jaxfuse = host("exit 0")
+    for name in ("mountpoint", "gcsfuse"):
+        (tmp_path / "host" / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+    result = tpu(tmp_path, "train", "p", HOSTS_FOLDER=str(tmp_path / "host"))
+    assert result.returncode == 1
+    assert verbs(gcloud) == ["ssh"] and calls(jaxfuse) == []
+    assert "/mnt/shared cannot be mounted: see BUCKET and MOUNT" in result.stdout
+    assert "which another start does not mend" in result.stderr
+
+
+# A process that saves when it is asked to stop; it ends by itself should a test fail.
+SAVES = """
+trap 'sleep 0.2; touch saved; exit 75' TERM
+touch ready
+for _ in {1..3000}; do sleep 0.02; done
+"""
+
+
+@contextlib.contextmanager
+def tpu_training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    folder = tmp_path / "host"
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "tpu-vm.sh"), "train", "p"],
+        env={
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "TMPDIR": str(tmp_path),
+            "HOSTS_FOLDER": str(folder),
+            **TPU,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for((folder / "ready").exists)
+        yield process
+    finally:
+        for pid in pids(folder, "jaxfuse.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_tpu_stop_has_the_hosts_save_and_ends_train(
+    tmp_path: Path, stand_in: Any, host: Any
+) -> None:
+    stand_in("gcloud", REMOTE)
+    jaxfuse = host(SAVES)
+    with tpu_training(tmp_path) as training:
+        stopped = tpu(tmp_path, "stop", HOSTS_FOLDER=str(tmp_path / "host"))
+        assert stopped.returncode == 0, stopped.stderr
+        assert (tmp_path / "host" / "saved").exists()
+        assert re.search(r"^launch: \S+: stopped$", stopped.stdout, re.M)
+        _, error = training.communicate(timeout=TIMEOUT)
+    # Without an end of its own it would start again after 75.
+    assert training.returncode == 75
+    assert "fuse: stopped; train continues" in error
+    assert len(calls(jaxfuse)) == 1
+    host("exit 0")
+    again = tpu(tmp_path, "train", "p", HOSTS_FOLDER=str(tmp_path / "host"))
+    assert again.returncode == 0, again.stderr
+    assert len(calls(jaxfuse)) == 2
+
+
+def test_tpu_stop_says_where_nothing_runs(tmp_path: Path, stand_in: Any, host: Any) -> None:
+    stand_in("gcloud", REMOTE)
+    host("exit 0")
+    result = tpu(tmp_path, "stop", HOSTS_FOLDER=str(tmp_path / "host"))
+    assert result.returncode == 0
+    assert re.search(r"^launch: \S+: nothing runs$", result.stdout, re.M)
+
+
+def test_tpu_train_has_the_hosts_save_when_it_is_interrupted(
+    tmp_path: Path, stand_in: Any, host: Any
+) -> None:
+    gcloud = stand_in("gcloud", REMOTE)
+    jaxfuse = host(SAVES)
+    with tpu_training(tmp_path) as training:
+        os.killpg(training.pid, signal.SIGINT)
+        _, error = training.communicate(timeout=TIMEOUT)
+        assert (tmp_path / "host" / "saved").exists()
+    assert training.returncode == 75
+    assert "asking them to save and stop" in error
+    assert "fuse: stopped; train continues" in error
+    assert verbs(gcloud) == ["ssh"] * 2 and len(calls(jaxfuse)) == 1
+
+
 def test_tpu_train_stops_where_any_host_failed(tmp_path: Path, stand_in: Any) -> None:
     # gcloud gives the code of the first host, which only noticed that the second failed.
     ended = "echo 'launch: h0 ended with 70'; echo 'launch: h1 ended with 2'; exit 70"
-    gcloud = stand_in("gcloud", f'if [ "$4" = ssh ]; then {ended}; fi')
+    gcloud = stand_in("gcloud", f'if [ "$4" = ssh ]; then {ended}; else echo ACTIVE; fi')
     result = tpu(tmp_path, "train", "p")
     assert result.returncode == 1
     assert verbs(gcloud) == ["ssh"]
