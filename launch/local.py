@@ -4,14 +4,14 @@
     python launch/local.py -n 2 -- jaxfuse train PRESET --run DIR
 
 Exit status: 0 where all processes ended with 0; 75 where they were asked to stop and have saved
-everything; else that of the process which failed first. Needs Python and nothing else.
+everything; 137 where one of them did not end and was killed; else that of the process which failed
+first. Needs Python and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import os
 import re
@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 PEER_GONE = 70
 """A process ended because another one is gone: a consequence, never the cause."""
@@ -33,7 +32,19 @@ PREEMPTED = 75
 RESTARTABLE = {PEER_GONE, PREEMPTED} | {128 + number for number in (6, 9, 11, 15)}
 """Starting again helps after these: 6, 9, 11, 15 are SIGABRT, SIGKILL, SIGSEGV and SIGTERM."""
 BAD_USAGE = 2
-PR_SET_PDEATHSIG = 1
+
+
+class CannotStartError(Exception):
+    """A process could not be started; `status` is what the launcher ends with."""
+
+    def __init__(self, program: str, error: OSError) -> None:
+        if error.filename:
+            self.status = BAD_USAGE
+            remedy = "name a program on PATH, or a file that may be run; a script begins with #!"
+        else:  # not the program's fault
+            self.status = 1
+            remedy = "lower -n, or raise the limits of this machine"
+        super().__init__(f"{program}: cannot be started: {error.strerror}: {remedy}")
 
 
 @dataclasses.dataclass
@@ -45,7 +56,24 @@ class Process:
     status: int | None = None
     """As a shell gives it: 128 + signal where one killed it; None while it runs."""
     stopped: bool = False
-    """Killed here because it did not end by itself: a consequence, never the cause."""
+    """Killed here because it did not end by itself: a consequence of the failure of another."""
+
+
+@dataclasses.dataclass
+class Sink:
+    """Where output goes. One that fails is told of once and never ends the run."""
+
+    name: str
+    target: int
+    failed: bool = False
+
+    def write(self, data: bytes) -> None:
+        try:
+            write(self.target, data)
+        except OSError as error:  # a full disk, a reader that is gone
+            if not self.failed:
+                self.failed = True
+                say(f"{self.name}: {error.strerror}: the run goes on, this output is lost")
 
 
 @dataclasses.dataclass
@@ -53,58 +81,60 @@ class Stream:
     """One output of one process: whole lines go on with a prefix, raw bytes into a log."""
 
     prefix: bytes
-    target: int
-    log: IO[bytes] | None
+    sink: Sink
+    log: Sink | None
     rest: bytes = b""
 
     def take(self, data: bytes) -> None:
         """Passes on what is complete; no data means the end, which completes the last line."""
         if self.log:
             self.log.write(data)
-            self.log.flush()
         *lines, self.rest = (self.rest + data).split(b"\n")
         if not data and self.rest:
             lines, self.rest = [self.rest], b""
         if lines:
-            write(self.target, b"".join(self.prefix + line + b"\n" for line in lines))
+            self.sink.write(b"".join(self.prefix + line + b"\n" for line in lines))
 
 
 class Run:
     """The processes of one attempt: started together, watched until all have ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, watchdog: Watchdog) -> None:
         self.selector = selectors.DefaultSelector()
         self.processes: list[Process] = []
         self.ended: list[Process] = []
         """In the order in which they ended."""
-        self._open = contextlib.ExitStack()
+        self._watchdog = watchdog
 
     def start(
-        self, command: Sequence[str], environments: Sequence[dict[str, str]], logs: Path | None
+        self,
+        command: Sequence[str],
+        environments: Sequence[dict[str, str]],
+        outputs: Sequence[Sink],
+        logs: Sequence[Sink],
     ) -> None:
         """Starts one process for each environment."""
-        prepare = _die_with_parent()
         for number, environment in enumerate(environments):
             # A session of its own: Ctrl-C reaches the processes from here only, and what a
             # process has started can be ended with it.
-            popen = subprocess.Popen(
-                list(command),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                preexec_fn=prepare,
-            )
+            try:
+                popen = subprocess.Popen(
+                    list(command),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                    preexec_fn=self._watchdog.started,
+                )
+            except OSError as error:
+                raise CannotStartError(command[0], error) from error
             self.processes.append(Process(number, popen))
-            log: IO[bytes] | None = None
-            if logs:
-                path = logs / f"{number}.log"
-                log = self._open.enter_context(open(path, "ab"))  # noqa: SIM115 (`close` does)
-            for pipe, target in ((popen.stdout, 1), (popen.stderr, 2)):
+            log = logs[number] if logs else None
+            for pipe, sink in zip((popen.stdout, popen.stderr), outputs, strict=True):
                 assert pipe is not None
                 os.set_blocking(pipe.fileno(), False)
-                stream = Stream(f"[{number}] ".encode(), target, log)
+                stream = Stream(f"[{number}] ".encode(), sink, log)
                 self.selector.register(pipe, selectors.EVENT_READ, stream)
 
     def running(self) -> list[Process]:
@@ -119,7 +149,8 @@ class Run:
     def watch(self, signals: Signals, grace: float) -> None:
         """Passes output and signals on until all have ended.
 
-        After the first failure the others have `grace` seconds to end by themselves.
+        After a request to stop all processes, and after the first failure the others, have `grace`
+        seconds to end by themselves.
         """
         self.selector.register(signals.reader, selectors.EVENT_READ, None)
         deadline: float | None = None
@@ -127,8 +158,11 @@ class Run:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             self._pass_on(left)
             for number in signals.take():
-                say(f"{signal.Signals(number).name}: passed on to all processes")
+                name = signal.Signals(number).name
+                say(f"{name}: passed on to all processes, which have {grace:g} s to end")
                 self.signal(number)
+                if deadline is None:
+                    deadline = time.monotonic() + grace
             failed = [process for process in self._reap() if process.status]
             if failed and self.running() and deadline is None:
                 say(f"{describe(failed[0])}; the others have {grace:g} s to end by themselves")
@@ -159,7 +193,6 @@ class Run:
                 if pipe:
                     pipe.close()
         self.selector.close()
-        self._open.close()
 
     def _pass_on(self, timeout: float | None) -> None:
         for key, _ in self.selector.select(timeout):
@@ -182,6 +215,7 @@ class Run:
             # what it left behind can be ended safely.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)):
                 _kill_group(pid)
+                self._watchdog.ended(pid)
                 code = process.popen.wait()
                 process.status = code if code >= 0 else 128 - code
                 ended.append(process)
@@ -191,13 +225,18 @@ class Run:
         return ended
 
     def cause(self) -> Process | None:
-        """Who failed first; who only noticed it, or ended as asked, comes after those.
+        """Who failed first; then who only noticed it, who was killed here, who ended as asked.
 
-        What others say after a kill is a consequence, so that the first decides what follows.
+        What others say after a kill is a consequence, so that the first decides what follows. But
+        that everything is saved (75) is true only where nobody was killed.
         """
-        failed = [process for process in self.ended if process.status and not process.stopped]
-        failed.sort(key=lambda process: {PEER_GONE: 1, PREEMPTED: 2}.get(process.status or 0, 0))
-        return failed[0] if failed else None
+
+        def rank(process: Process) -> int:
+            if process.stopped:
+                return 2
+            return {PEER_GONE: 1, PREEMPTED: 3}.get(process.status or 0, 0)
+
+        return min((process for process in self.ended if process.status), key=rank, default=None)
 
 
 class Signals:
@@ -244,13 +283,16 @@ def write(target: int, data: bytes) -> None:
 
 def say(line: str) -> None:
     """A line of the launcher itself, whole, between those of the processes."""
-    write(2, f"launch: {line}\n".encode())
+    with contextlib.suppress(OSError):  # nobody is left to tell
+        write(2, f"launch: {line}\n".encode())
 
 
 def describe(process: Process) -> str:
     """Which process ended how."""
     status = process.status or 0
-    if status == PREEMPTED:
+    if process.stopped:
+        end = f"did not end in time, was killed and may not have saved ({status})"
+    elif status == PREEMPTED:
         end = "was asked to stop and has saved (75)"
     elif status == PEER_GONE:
         end = "ended because another process is gone (70)"
@@ -265,28 +307,61 @@ def describe(process: Process) -> str:
 
 
 def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all dead; so says macOS
         os.killpg(pid, signal.SIGKILL)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a new process does first so that it cannot outlive the launcher; Linux only.
+class Watchdog:
+    """A process that kills what still runs, with all it started, should the launcher be killed.
 
     A launcher that is killed with SIGKILL can pass nothing on, and its processes would go on
-    holding devices and the run folder. The kernel kills them instead. SIGKILL and not SIGTERM:
-    nobody is left who could end a process that does not listen.
+    holding devices and the run folder. SIGKILL and not SIGTERM: nobody is left who could end a
+    process that does not listen.
     """
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: after a fork is too late
-    parent = os.getpid()
 
-    def prepare() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(128 + signal.SIGKILL)
+    PROGRAM = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
 
-    return prepare
+    def __init__(self) -> None:
+        # The launcher alone holds the writing end, so that its death ends the pipe. It keeps the
+        # reading end too: without a reader a write would kill the writer.
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._popen = subprocess.Popen(
+            [sys.executable, "-S", "-c", self.PROGRAM],
+            stdin=self._reader,
+            # Whoever reads the launcher's output shall see its end.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def started(self) -> None:
+        """Says that this process leads a group of a run; called in it, before its program."""
+        self._say(f"+{os.getpid()}\n")
+
+    def ended(self, pid: int) -> None:
+        """Says that nobody of this group lives; called before its number can be another's."""
+        self._say(f"-{pid}\n")
+
+    def _say(self, message: str) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: somebody has killed the watchdog
+            os.write(self._writer, message.encode())
+
+    def close(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        os.close(self._reader)
+        os.close(self._writer)
 
 
 def free_port() -> int:
@@ -347,7 +422,7 @@ def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         type=whole(0),
         default=60,
         metavar="SECONDS",
-        help="for the others to end after one has failed; 60",
+        help="to end after a request to stop, or after another has failed; 60",
     )
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="also DIR/0.log, DIR/1.log ...")
     at = list(given).index("--") if "--" in given else len(given)
@@ -357,34 +432,53 @@ def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, command
 
 
+def open_logs(folder: Path, count: int) -> Iterator[Sink]:
+    """A log for each process, continued where it exists. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        path = folder / f"{number}.log"
+        yield Sink(str(path), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666))
+
+
 def main(given: Sequence[str]) -> int:
     """Starts all, as often as it helps and is allowed; returns the exit status."""
     options, command = arguments(given)
-    if options.log_dir:
-        try:
-            options.log_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            say(f"--log-dir {options.log_dir}: {error.strerror}: name a folder to write to")
-            return BAD_USAGE
+    watchdog = Watchdog()
+    try:
+        logs = list(open_logs(options.log_dir, options.n)) if options.log_dir else []
+    except OSError as error:
+        say(f"--log-dir {error.filename}: {error.strerror}: name a folder to write to")
+        return BAD_USAGE
+    else:
+        return attempts(options, command, logs, watchdog)
+    finally:
+        watchdog.close()
+
+
+def attempts(
+    options: argparse.Namespace, command: Sequence[str], logs: Sequence[Sink], watchdog: Watchdog
+) -> int:
+    """One run after the other until one ends for good; returns the exit status."""
     signals = Signals()
+    outputs = [Sink("standard output", 1), Sink("standard error", 2)]
     restarts = 0
     while True:
         port = options.port or free_port()
         each = list(environments(options.n, port, options.devices_per_process))
-        run = Run()
+        run = Run(watchdog)
         try:
-            run.start(command, each, options.log_dir)
+            run.start(command, each, outputs, logs)
             run.watch(signals, options.grace)
-        except (FileNotFoundError, PermissionError) as error:
-            say(f"{error.filename}: cannot be started: {error.strerror}: check its name and PATH")
-            return BAD_USAGE
+        except CannotStartError as error:
+            say(str(error))
+            return error.status
         finally:
             run.close()
         cause = run.cause()
         if cause is None:
             return 0
         status = cause.status or 0
-        say(f"first to fail: {describe(cause)}")
+        say(describe(cause) if cause.stopped else f"first to fail: {describe(cause)}")
         if status not in RESTARTABLE or signals.requested:
             return status
         if restarts == options.restarts:

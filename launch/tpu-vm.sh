@@ -4,6 +4,7 @@
 #   launch/tpu-vm.sh [--dry-run] create                 ask for the slice and wait for it
 #   launch/tpu-vm.sh [--dry-run] install                this checkout's HEAD on all hosts
 #   launch/tpu-vm.sh [--dry-run] train PRESET [...]     train; again after preemption
+#   launch/tpu-vm.sh [--dry-run] stop                   have the hosts save and end, and `train` too
 #   launch/tpu-vm.sh [--dry-run] fetch DIR              copy the run folder to DIR here
 #   launch/tpu-vm.sh [--dry-run] delete                 give the slice back
 #
@@ -19,7 +20,7 @@
 #   RESTARTS     how often training is started again (20)
 #   PYTHON       python3.11, on the hosts; installed where it is missing
 #   MOUNT        command that mounts shared storage as /mnt/shared on a host, instead of BUCKET
-#   POLL         seconds between two looks at the state (30)
+#   POLL         seconds between two looks at the state (30); ten that fail in a row end the script
 set -euo pipefail
 
 usage() {
@@ -43,7 +44,7 @@ fi
 action=$1
 shift
 case $action in
-  create | install | delete) [ $# -eq 0 ] || usage ;;
+  create | install | stop | delete) [ $# -eq 0 ] || usage ;;
   fetch) [ $# -eq 1 ] || usage ;;
   train) [ $# -ge 1 ] || usage ;;
   *) usage ;;
@@ -86,33 +87,55 @@ gcloud_tpus() {
     gcloud compute tpus "$@"
   fi
 }
-on_all() { # SCRIPT
-  gcloud_tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"
+on_all() { # SCRIPT; leaves what the hosts said in messages
+  gcloud_tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1" 2>&1 |
+    tee "$scratch/messages"
 }
-state() { # of the request for the slice; empty where there is none
-  gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
-    --format='value(state.state)' 2>/dev/null || true
+# Never the exit code: gcloud gives the first that is not 0, in the order of the hosts, and ends
+# with 1 where it could not reach them, too.
+hosts_said() { # PATTERN
+  grep -Eqs "launch: [^ ]+ $1\$" "$scratch/messages"
+}
+look() { # sets now: the state of the request for the slice, or GONE
+  local failed=0
+  until now=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
+    --format='value(state.state)' 2>"$scratch/error") && [ -n "$now" ]; do
+    if grep -q NOT_FOUND "$scratch/error"; then
+      now=GONE
+      return
+    fi
+    failed=$((failed + 1))
+    if [ "$failed" -ge 10 ]; then
+      fail "$NAME: its state cannot be read: $(cat "$scratch/error")"
+    fi
+    sleep "$poll"
+  done
 }
 
 create() {
-  local now options=(--node-id "$NAME" --accelerator-type "$accelerator")
+  local options=(--node-id "$NAME" --accelerator-type "$accelerator")
   options+=(--runtime-version "$runtime")
   if [ "$spot" != 0 ]; then
     options+=(--spot)
   fi
-  gcloud_tpus queued-resources create "$NAME" "${where[@]}" "${options[@]}"
+  gcloud_tpus queued-resources create "$NAME" "${where[@]}" "${options[@]}" || return
   if [ "$dry" = yes ]; then
     gcloud_tpus queued-resources describe "$NAME" "${where[@]}" '--format=value(state.state)'
     return
   fi
+  arrived
+}
+
+arrived() { # waits for the slice that was asked for
   while true; do
-    now=$(state)
+    look
     case $now in
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED)
         fail "$NAME: the request for $accelerator in $ZONE is $now: delete it, try another ZONE" ;;
+      GONE) fail "$NAME: the request for $accelerator in $ZONE was deleted: ask again" ;;
     esac
-    echo "launch: $NAME is ${now:-unknown}; waiting" >&2
+    echo "launch: $NAME is $now; waiting" >&2
     sleep "$poll"
   done
 }
@@ -132,7 +155,11 @@ mounting() {
   cat <<MOUNTING
 if ! mountpoint -q $shared; then
   sudo mkdir -p $shared && sudo chown "\$(id -u)" $shared
-  $command || { echo 'launch: $shared cannot be mounted: see BUCKET and MOUNT'; exit 2; }
+  $command || {
+    echo "launch: \$(hostname): $shared cannot be mounted: see BUCKET and MOUNT"
+    echo "launch: \$(hostname) ended with 2"
+    exit 2
+  }
 fi
 mkdir -p $shared/runs $shared/cache
 MOUNTING
@@ -161,67 +188,117 @@ SETUP
     echo
   else
     archive=$scratch/jaxfuse.tar.gz
-    git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+    git -C "$root" archive --format=tar.gz --output="$archive" HEAD ||
+      fail "$root: cannot be packed: start this script from a git checkout"
     echo "launch: installing $(git -C "$root" describe --always --dirty)" >&2
   fi
-  gcloud_tpus tpu-vm scp "$archive" "$NAME:jaxfuse.tar.gz" "${where[@]}" --worker=all
+  gcloud_tpus tpu-vm scp "$archive" "$NAME:jaxfuse.tar.gz" "${where[@]}" --worker=all || return
   on_all "$setup"
 }
 
-# gcloud gives the code of the first host only, and runs a command again whose connection broke:
-# each host says for itself how it ended, and holds a lock, so that no second one joins the first.
-once() { # ARGUMENTS OF JAXFUSE; sets code
-  local script
+# gcloud runs a command again whose connection broke: each host holds a lock, so that no second
+# training joins the first, and keeps the number of the process that holds it.
+once() { # STARTED ARGUMENTS OF JAXFUSE
+  local started=$1 script
+  shift
   script="$(mounting)
+if [ $started = 0 ]; then flock --nonblock jaxfuse.lock rm -f jaxfuse.stop; fi
 export JAX_COMPILATION_CACHE_DIR=$shared/cache
 flock --wait 600 --conflict-exit-code 75 jaxfuse.lock \
+  sh -c 'echo \$\$ >jaxfuse.pid; [ ! -e jaxfuse.stop ] || exit 75; exec \"\$@\"' sh \
   venv/bin/jaxfuse train $(quoted "$@") --run $(quoted "$run")
 code=\$?
 echo \"launch: \$(hostname) ended with \$code\"
+if [ -e jaxfuse.stop ]; then echo \"launch: \$(hostname) was asked to stop\"; fi
 exit \$code"
-  code=0
-  if [ "$dry" = yes ]; then
-    on_all "$script"
-    return
-  fi
-  on_all "$script" 2>&1 | tee "$scratch/messages" || code=${PIPESTATUS[0]}
-  if grep -Eq 'launch: [^ ]+ ended with [12]$' "$scratch/messages"; then
-    code=1
-  fi
+  on_all "$script"
+}
+
+stop() {
+  # The lock comes free when the process has saved and ended.
+  on_all "touch jaxfuse.stop
+if flock --nonblock jaxfuse.lock true; then
+  echo \"launch: \$(hostname): nothing runs\"
+  exit
+fi
+kill -TERM \$(cat jaxfuse.pid)
+flock --wait 600 jaxfuse.lock true || {
+  echo \"launch: \$(hostname): still saving after 600 seconds\"
+  exit 1
+}
+echo \"launch: \$(hostname): stopped\""
+}
+
+interrupted() {
+  trap - INT # a second one ends the script
+  echo "launch: the hosts go on by themselves: asking them to save and stop" >&2
+  stop || fail "$NAME: not all hosts are known to have stopped: try $0 stop"
+  fail "$NAME: stopped; train continues" 75
+}
+
+renew() { # a slice with this checkout, whatever is there
+  # Whoever asks for the outcome of a function turns -e off in it, so that each step says `return`.
+  settle
+  case $now in
+    ACTIVE) ;;
+    GONE) create || return ;;
+    FAILED | SUSPENDED) { delete && create; } || return ;;
+    *) arrived ;;
+  esac
+  install
+}
+
+settle() { # as look, when the slice is no more on its way
+  look
+  while [ "$now" = SUSPENDING ] || [ "$now" = DELETING ]; do
+    sleep "$poll"
+    look
+  done
 }
 
 train() {
-  local started=0 now
-  while true; do
-    once "$@"
-    case $code in
-      0) return ;;
-      1 | 2) fail "$NAME: failed, which another start does not mend: see the messages above" ;;
+  local started=0 installed=yes code
+  if [ "$dry" = no ]; then
+    settle
+    case $now in
+      ACTIVE) ;;
+      GONE) fail "$NAME: no such slice in $ZONE: create and install it first" 2 ;;
+      *) installed=no ;;
     esac
-    if [ "$started" -ge "$restarts" ]; then
+  fi
+  while true; do
+    code=0
+    if [ "$installed" = no ]; then
+      renew || code=$?
+    fi
+    if [ "$code" -eq 0 ]; then
+      installed=yes
+      trap interrupted INT
+      once "$started" "$@" || code=$?
+      trap - INT
+    fi
+    if [ "$code" -eq 0 ]; then
+      return
+    elif hosts_said 'ended with [12]'; then
+      fail "$NAME: failed, which another start does not mend: see the messages above"
+    elif hosts_said 'was asked to stop'; then
+      fail "$NAME: stopped; train continues" 75
+    elif [ "$started" -ge "$restarts" ]; then
       fail "$NAME: ended with $code; RESTARTS=$restarts is used up; train continues" "$code"
     fi
     started=$((started + 1))
     # A slice that was taken away is ACTIVE for a moment still, then SUSPENDING.
     sleep "$poll"
-    now=$(state)
-    while [ "$now" = SUSPENDING ]; do
-      sleep "$poll"
-      now=$(state)
-    done
-    echo "launch: ended with $code, the slice is ${now:-gone}; start $started of $restarts" >&2
+    settle
+    echo "launch: ended with $code, the slice is $now; start $started of $restarts" >&2
     if [ "$now" != ACTIVE ]; then
-      if [ -n "$now" ]; then
-        delete
-      fi
-      create
-      install
+      installed=no
     fi
   done
 }
 
 case $action in
-  create | install | delete) "$action" ;;
+  create | install | stop | delete) "$action" ;;
   train) train "$@" ;;
   fetch)
     gcloud_tpus tpu-vm scp "$NAME:$run" "$1" "${where[@]}" --worker=0 --recurse
