@@ -1,4 +1,4 @@
-"""IoU against sets of pixels counted one by one, intervals and tests against slow loops and chance."""
+"""IoU against pixels counted one by one, intervals against slow loops, tests against chance."""
 
 from __future__ import annotations
 

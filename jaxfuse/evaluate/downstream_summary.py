@@ -25,7 +25,7 @@ WRITTEN = ("downstream.json", "downstream.npz", "downstream.csv", "table.md")
 """What a downstream evaluation leaves in its folder besides pictures and runs."""
 WAYS = {
     "retrained": "networks that learned from the row's own pictures",
-    "frozen": "networks that never saw the row's pictures before",
+    "frozen": "one set of networks for all rows, trained on other pictures or on visible ones",
 }
 
 

@@ -96,7 +96,7 @@ def towards(
     each = distance(logits, target, kind)
     if not weigh:
         return jnp.mean(each)
-    # Never 0: a target without any certainty, as balancing makes of a constant map, still pulls.
+    # Never 0: what balancing makes of a nearly constant map is hardly sure, and must still pull.
     weight = LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * certainty(target)
     # Relative to the mean certainty of all devices: the loss keeps its scale while targets are
     # still unsure.
@@ -110,7 +110,7 @@ def signs(a: Features, b: Features, axis_name: str | None = None) -> Metrics:
     classes_in_use: exp of the entropy of the mean prediction, 1 to k; classes_told_apart: the same
     divided by exp of the mean entropy of a prediction, which is 1 for any map that is the same
     everywhere, sure or not; both of the worse of the two. confidence: mean largest probability, of
-    both; agreement: share of pixels with equal classes.
+    both; agreement: share of the segmentations' cells with equal classes.
     """
     used, told, sure = [], [], []
     for logits in (a, b):

@@ -202,6 +202,30 @@ def fusion_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     return objective
 
 
+def guidance_loss(
+    networks: Networks,
+    config: SSVIFConfig,
+    params: Params,
+    memory: Memory,
+    examples: Batch,
+    image: Gray,
+    features: Features,
+    axis_name: str | None = None,
+) -> tuple[Scalar, Metrics]:
+    """Agreement of A (of the features) and B (of the image), or B's cross-entropy with labels."""
+    shown = color_image(image, examples["color"])
+    b = networks.segmenter.apply(params["segmenter"], shown)
+    if config.guidance == "labels":
+        loss, accuracy = segmentation.labels_loss(b, examples["labels"], axis_name)
+        return loss, {"accuracy": accuracy}
+    a = networks.head.apply(params["head"], features)
+    teacher = None
+    if "teacher" in memory:
+        teacher = networks.segmenter.apply(memory["teacher"], shown)
+    loss = cross_loss(config, a, b, teacher, axis_name)
+    return loss, consistency.signs(a, b, axis_name)
+
+
 def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     """Stage II: w_f * fusion loss + w_c * agreement of A and B, or B's cross-entropy."""
 
@@ -217,20 +241,11 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
         fused = networks.fusion.apply(params["fusion"], visible, infrared)
 
         def losses(image: Gray, features: Features) -> tuple[tuple[Scalar, Scalar], Metrics]:
-            whole, seen = fusion_loss(config, visible, infrared, image)
-            shown = color_image(image, examples["color"])
-            b = networks.segmenter.apply(params["segmenter"], shown)
-            if config.guidance == "labels":
-                labels = examples["labels"]
-                guidance, seen["accuracy"] = segmentation.labels_loss(b, labels, axis_name)
-            else:
-                a = networks.head.apply(params["head"], features)
-                teacher = None
-                if "teacher" in memory:
-                    teacher = networks.segmenter.apply(memory["teacher"], shown)
-                guidance = cross_loss(config, a, b, teacher, axis_name)
-                seen |= consistency.signs(a, b, axis_name)
-            return (whole, guidance), seen
+            whole, terms = fusion_loss(config, visible, infrared, image)
+            guidance, seen = guidance_loss(
+                networks, config, params, memory, examples, image, features, axis_name
+            )
+            return (whole, guidance), {**terms, **seen}
 
         if config.weighting == "gradnorm":
             (whole, guidance), pull, seen = jax.vjp(
@@ -287,6 +302,8 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
     place of random ones.
     """
     networks = make_networks(config, model)
+    if config.guidance == "consistency" and config.anchor == "pretrained" and start is None:
+        raise ValueError("a pretrained anchor needs the parameters of its segmentation model")
     steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
     steps2 = math.ceil(config.stage2_epochs * facts.steps_per_epoch)
     rates = {
