@@ -95,11 +95,15 @@ class Sizes:
 
     seeds: int = 3
     test_scenes: int = 256
-    """Unseen ones, of another seed."""
+    """Unseen ones, of other seeds: some to try settings on, others to judge what is compared."""
     steps: int = 1000
     """Of each segmentation network."""
     changes: tuple[tuple[str, Any], ...] = ()
     """Of the preset's `train` and `data.target`, by dotted name: for a trial."""
+
+
+TRIED_ON, JUDGED_ON = 1000, 2000
+"""Offsets of the seed of unseen scenes: those that settings are chosen by, and the others."""
 
 
 TINY = Sizes(
@@ -173,10 +177,15 @@ def train(
     return doubts
 
 
-def judged(names: Sequence[str], work: Path, sizes: Sizes) -> tuple[Plan, downstream.Judged]:
-    """Segmentation networks retrained on what each fusion network makes."""
+def judged(
+    names: Sequence[str], work: Path, sizes: Sizes, offset: int
+) -> tuple[Plan, downstream.Judged]:
+    """Segmentation networks retrained on what each fusion network makes.
+
+    offset: of the seed of the scenes that they are judged on.
+    """
     target = experiment_of({}, 0, sizes).data.target
-    test = dataclasses.replace(target, seed=target.seed + 1000, scenes=sizes.test_scenes)
+    test = dataclasses.replace(target, seed=target.seed + offset, scenes=sizes.test_scenes)
     methods = tuple(
         plans.Contender(name, weights=str(work / "runs" / f"{name}-{{seed}}")) for name in names
     )
@@ -275,16 +284,34 @@ def summary(
     return rows
 
 
+def _require_one_commit(work: Path, versions: Mapping[str, Any]) -> None:
+    """Raises UserError where the folder holds runs of another commit than this."""
+    marker, commit = work / "commit", str(versions.get("commit"))
+    if not marker.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        marker.write_text(commit, encoding="utf8")
+    before = marker.read_text(encoding="utf8")
+    if before != commit:
+        raise UserError(
+            f"{work}: holds runs of commit {before}, this is {commit}: name another folder"
+        )
+
+
 def measure(
-    variants: Mapping[str, Mapping[str, Any]], work: Path, sizes: Sizes, command: str
+    variants: Mapping[str, Mapping[str, Any]],
+    work: Path,
+    sizes: Sizes,
+    command: str,
+    offset: int = JUDGED_ON,
 ) -> dict[str, Any]:
-    """Trains, judges, and says everything in one dict."""
+    """Trains, judges on the scenes of that offset, and says everything in one dict."""
     versions, hardware = machine.versions(), machine.hardware()
+    _require_one_commit(work, versions)
     doubts = train(variants, work, sizes)
     # Where the variants are the bounds, it is not one of them.
     more = {} if COLLAPSED in variants else {COLLAPSED: collapse(work, sizes)}
     names = tuple(variants)
-    plan, found = judged(names, work, sizes)
+    plan, found = judged(names, work, sizes, offset)
     return more | {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -388,7 +415,10 @@ def main(words: Sequence[str] | None = None) -> int:
     command = " ".join(["python -m bench.ssvif --work DIR", *(f"--{flag}" for flag in told)])
     distributed.compilation_cache()
     try:
-        result = measure(SETTINGS if given.settings else BOUNDS, given.work, sizes, command)
+        if given.settings:
+            result = measure(SETTINGS, given.work, sizes, command, TRIED_ON)
+        else:
+            result = measure(BOUNDS, given.work, sizes, command)
     except UserError as error:
         print(f"bench.ssvif: {error}", file=sys.stderr)
         return 1
