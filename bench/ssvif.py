@@ -51,40 +51,28 @@ _TAUGHT: dict[str, Any] = {
     "segmenter_start": "fresh",
     # It knows small things from what is around them: every cell counts.
     "region": 1,
+    "guidance_weight": 1.5,
 }
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.5},
+    "ssvif_taught": _TAUGHT,
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
-COLLAPSED = "no_anchor"
+COLLAPSED, NO_ANCHOR = "no_anchor", {"anchor": "none"}
 """Trained beside them with the first seed, for its curves."""
-_LEVELS = {"intensity_weight": 1.0, "gradient_weight": 10.0, "ssim_weight": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
-    "as_preset": {},
-    "no_anchor": {"anchor": "none"},
-    "taught_weight_1": _TAUGHT,
-    "taught_frozen": {**_TAUGHT, "segmenter_start": "weights"},
-    "taught_following": {**_TAUGHT, "segmenter_start": "weights", "teacher_decay": 0.9999},
-    "kl": {"loss": "kl"},
-    "cosine": {"loss": "cosine"},
-    "all_pixels_alike": {"confidence": False},
-    "every_cell": {"region": 1},
-    "8_classes": {"classes": 8},
-    "16_classes": {"classes": 16},
-    "64_classes": {"classes": 64},
-    "dwa": {"weighting": "dwa"},
-    "gradnorm": {"weighting": "gradnorm"},
-    "fixed": {"weighting": "fixed"},
-    "weight_3": {"guidance_weight": 3.0},
-    "supervised_weight_3": {"guidance": "labels", "classes": len(CLASSES), "guidance_weight": 3.0},
-    "levels_fusion_only": {"guidance": "none", **_LEVELS},
-    "levels": _LEVELS,
-    "levels_supervised": {"guidance": "labels", "classes": len(CLASSES), **_LEVELS},
+    "taught": _TAUGHT,
+    "kl": {**_TAUGHT, "loss": "kl"},
+    "cosine": {**_TAUGHT, "loss": "cosine"},
+    "all_pixels_alike": {**_TAUGHT, "confidence": False},
+    "squares_of_4": {**_TAUGHT, "region": 4},
+    "dwa": {**_TAUGHT, "weighting": "dwa"},
+    "gradnorm": {**_TAUGHT, "weighting": "gradnorm", "guidance_weight": 0.5},
+    "fixed": {**_TAUGHT, "weighting": "fixed"},
 }
 """What is tried: changes of the preset's method."""
 
@@ -238,7 +226,7 @@ def curves(name: str, seed: int, work: Path) -> dict[str, list[float]]:
 
 def collapse(work: Path, sizes: Sizes) -> dict[str, Any]:
     """Curves and doubts of a run without an anchor."""
-    doubts = train({COLLAPSED: SETTINGS[COLLAPSED]}, work, dataclasses.replace(sizes, seeds=1))
+    doubts = train({COLLAPSED: NO_ANCHOR}, work, dataclasses.replace(sizes, seeds=1))
     return {"doubts": doubts[COLLAPSED][0], "curves": curves(COLLAPSED, 0, work)}
 
 
@@ -308,8 +296,7 @@ def measure(
     versions, hardware = machine.versions(), machine.hardware()
     _require_one_commit(work, versions)
     doubts = train(variants, work, sizes)
-    # Where the variants are the bounds, it is not one of them.
-    more = {} if COLLAPSED in variants else {COLLAPSED: collapse(work, sizes)}
+    more = {} if offset == TRIED_ON else {COLLAPSED: collapse(work, sizes)}
     names = tuple(variants)
     plan, found = judged(names, work, sizes, offset)
     return more | {

@@ -45,8 +45,8 @@ from jaxfuse.shapes import Batch, Features, Gray, Metrics, Params, PRNGKey, Rgb,
 MODULES = ("fusion", "head", "segmenter")
 FEW_CLASSES = 1.5
 """Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
-FEW_TOLD_APART = 1.2
-"""The same of classes told apart, which an unsure constant map has 1 of, though it uses all."""
+FEW_TOLD_APART = 1.1
+"""The same of classes told apart, of which maps that are the same in every image have 1."""
 EARLY = 0.1
 """Share of stage II before which nothing is said of collapse."""
 LARGEST = 1e3
