@@ -103,6 +103,8 @@ class DownstreamArguments:
     """Row that the others are tested against (default: the first method)."""
     devices: int = 0
     """How many local devices train (default: all)."""
+    report: bool = False
+    """Write report.html too."""
     overwrite: bool = False
     """Replace the results that OUT holds, and runs of other settings or pictures."""
 
@@ -135,7 +137,7 @@ def _downstream(arguments: Sequence[str]) -> int:
     from jaxfuse.evaluate import downstream_summary as summary
 
     own = ("task", "out", "root", "split", "train_root", "train_split", "fused", "weights")
-    own += ("protocol", "overwrite")
+    own += ("protocol", "report", "overwrite")
     names = [field.name for field in dataclasses.fields(given) if field.name not in own]
     asked = plan.from_words(
         given.protocol,
@@ -145,7 +147,7 @@ def _downstream(arguments: Sequence[str]) -> int:
         given.weights,
         **{name: getattr(given, name) for name in names},
     )
-    results.make_room(given.out, given.overwrite, summary.WRITTEN)
+    results.make_room(given.out, given.overwrite, (*summary.WRITTEN, "report.html"))
     found = downstream.run(asked, given.out, given.overwrite, progress)
     said = summary.summarise(found)
     files = [*summary.save(found, said, given.out), *panels.write(found, given.out)]
@@ -154,6 +156,10 @@ def _downstream(arguments: Sequence[str]) -> int:
         console.print(table)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
+    if given.report:
+        from jaxfuse.report import page
+
+        files.append(page.write(given.out / "report.html", given.out))
     print("\n".join(str(path) for path in files))
     return DONE
 
@@ -210,7 +216,7 @@ class ReportArguments:
     """One self-contained web page of an evaluation, a run, or both."""
 
     evaluation: Annotated[str, tyro.conf.Positional] = ""
-    """Folder that `jaxfuse evaluate` wrote."""
+    """Folder that `jaxfuse evaluate` wrote, for either task."""
     run: str = ""
     """Folder that `jaxfuse train` wrote: its curves, Top-K selection and configuration."""
     out: Path = Path("report.html")

@@ -177,7 +177,8 @@ def from_words(
     """A plan from a protocol file, or from folders, with more methods as [NAME=]PLACE.
 
     test, train: root and split file; train's root is test's where it is empty. changes: fields of
-    `Plan`, taken where they are not empty. Raises PlanError.
+    `Plan`, taken where they are not empty; steps take the place of a file's epochs, and the other
+    way round. Raises PlanError.
     """
     given = {name: value for name, value in changes.items() if value}
     if str(given.get("classes", "")).isdigit():
@@ -190,6 +191,9 @@ def from_words(
                 "and --train-split"
             )
         base = read_protocol(protocol)
+        lengths = {name: 0 for name in ("steps", "epochs")}
+        if lengths.keys() & given.keys():
+            given = lengths | given
         return dataclasses.replace(base, methods=(*base.methods, *methods), **given)
     if not test[0]:
         raise PlanError("no labelled pairs: give --root DIR, or --protocol FILE")
