@@ -166,9 +166,13 @@ LABELS = SSVIFConfig(guidance="labels", classes=3, stage1_epochs=0, stage2_epoch
             lambda x: np.stack([x, x, x], -1),
             "b.png: an index mask stored in three equal channels (values 0, 1, 2)",
         ),
+        (
+            lambda x: np.array([[0, 0, 0], [128, 0, 64], [0, 128, 64]], np.uint8)[x],
+            "b.png: a colour mask (RGB)",
+        ),
         (lambda x: np.full_like(x, 255), "b.png: every pixel is ignored (values 255)"),
     ],
-    ids=["outside the classes", "another size", "colours", "all ignored"],
+    ids=["outside the classes", "another size", "three channels", "colours", "all ignored"],
 )
 @pytest.mark.parametrize("method", [LABELS, SegmentationConfig(classes=3, epochs=1)], ids=type)
 def test_bad_labels_end_training_with_the_values_found(

@@ -201,7 +201,10 @@ def _colour_mask(mask: np.ndarray, file: str | Path) -> FileError:
         value = (
             f"a colour mask (RGB); its {len(codes)} colours are those of {' and '.join(fitting)}"
         )
-        remedy = "read it as such (label coding rgb), or save class indices in one channel"
+        remedy = (
+            "save class indices in one channel, or read it as such: label_coding rgb of a public "
+            "set, `jaxfuse data prepare folders --label-coding rgb` for folders of yours"
+        )
         return FileError(file, value, remedy)
     value = f"a colour mask (RGB) of {len(codes)} colours that fit no known class list"
     return FileError(file, value, "save class indices in one channel, 255 = ignore")
