@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,12 @@ def test_segments_before_and_after_stage_two(
     assert "before stage II: A and B agree" in said and "after stage II: A and B agree" in said
     files = sorted(out.glob("*.png"))
     assert len(files) == 4
+    told = json.loads((out / "segments.json").read_text(encoding="utf8"))
+    assert [f"{stem}.png" for stem in told["images"]] == [file.name for file in files]
+    each = [x["after"]["agreement"] for x in told["images"].values()]
+    assert (
+        told["means"]["after"]["agreement"] == pytest.approx(np.mean(each)) and told["step"] == 12
+    )
     run = segments.load(straight)
     assert run.step == 12
     for module in ("fusion", "head"):

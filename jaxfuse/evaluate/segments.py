@@ -7,6 +7,7 @@ A: the light head on fused features. B: the segmentation network on the fused im
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from jaxfuse.shapes import Gray, Params, Rgb
 from jaxfuse.train import setup
 from jaxfuse.train.state import TrainState, init_state
 
+FORMAT = 1
 SIGNS = ("classes_in_use", "confidence", "agreement")
 Progress = Callable[[int, int, str], None]
 
@@ -116,10 +118,11 @@ def _program(run: Run) -> Callable[[Params, Gray, Gray, Rgb], tuple[jax.Array, .
 def write(
     run: Run, pairs: Pairs, out: str | Path, progress: Progress | None = None
 ) -> tuple[dict[str, dict[str, float]], list[Path]]:
-    """OUT/STEM.png of each pair: the fused picture, A and B, before stage II and after it.
+    """OUT/STEM.png of each pair: the fused picture, A and B, before stage II and after it; and the
+    signs of each image and their means in OUT/segments.json.
 
     Returns the means of the signs before and after ("classes_in_use", "confidence", "agreement";
-    each image by itself), and the files. Images go through the networks whole.
+    each image by itself), and the pictures. Images go through the networks whole.
     """
     out = Path(out)
     program = _program(run)
@@ -153,6 +156,20 @@ def write(
         when: dict(zip(SIGNS, np.mean(rows, axis=0).tolist(), strict=True))
         for when, rows in found.items()
     }
+    tree = {
+        "format": FORMAT,
+        "experiment": run.experiment.name,
+        "step": run.step,
+        "means": means,
+        "images": {
+            pairs.stem(i): {
+                when: dict(zip(SIGNS, map(float, rows[i]), strict=True))
+                for when, rows in found.items()
+            }
+            for i in range(len(pairs))
+        },
+    }
+    images.write_bytes(out / "segments.json", (json.dumps(tree, indent=1) + "\n").encode())
     return means, written
 
 
