@@ -410,6 +410,7 @@ def asked_of(root: Path, **changes: Any) -> Plan:
         "",
         (str(root), str(root / "test.txt")),
         ("", str(root / "train.txt")),
+        "",
         (),
         (),
         **{**given, **changes},
@@ -649,10 +650,42 @@ def test_the_command_line_replaces_the_length_that_a_protocol_gives(tmp_path: Pa
         ("steps = 40", {"batch_size": 4}, (40, 0.0)),
     ):
         path.write_text(f"{length}\n{PROTOCOL}", encoding="utf8")
-        found = plans.from_words(str(path), ("", ""), ("", ""), (), (), **changes)
+        found = plans.from_words(str(path), ("", ""), ("", ""), "", (), (), **changes)
         assert (found.steps, found.epochs) == expected
     with pytest.raises(PlanError, match="steps = 7 and epochs = 2: give one of them"):
-        plans.from_words(str(path), ("", ""), ("", ""), (), (), steps=7, epochs=2.0)
+        plans.from_words(str(path), ("", ""), ("", ""), "", (), (), steps=7, epochs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("test", "train", "complaint"),
+    [
+        (("set", "a.txt"), ("", ""), "--root set: give --train-split FILE too"),
+        (("set", ""), ("", "a.txt"), "--root set: give --split FILE too"),
+        (("set", "a.txt"), ("set", "a.txt"), "--split a.txt: is --train-split too"),
+        (("", ""), ("", ""), "no labelled pairs: give --root"),
+    ],
+)
+def test_one_folder_needs_two_splits(test: tuple, train: tuple, complaint: str) -> None:
+    with pytest.raises(PlanError, match=complaint):
+        plans.from_words("", test, train, "", (), ())
+
+
+def test_the_download_of_a_public_set_knows_its_parts() -> None:
+    found = plans.from_words("", ("msrs", ""), ("", ""), "msrs", (), ())
+    assert (found.train.split, found.test.split) == ("train", "test")
+    assert found.train.kind == "dataset" and found.train.name == found.test.name == "msrs"
+    other = plans.from_words("", ("mfnet", ""), ("", "val"), "mfnet", (), ())
+    assert (other.train.split, other.test.split) == ("val", "test")
+
+
+def test_a_stop_in_the_last_step_of_a_training_stops_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = loop.Outcome(1, 0.5, tmp_path, asked_to_stop=True)
+    monkeypatch.setattr(loop, "run", lambda experiment, folder: ended)
+    monkeypatch.setattr(training.setup, "may_continue", lambda folder, experiment: False)
+    with pytest.raises(loop.Preempted, match="give the same command again"):
+        training.learn(config.Experiment(), tmp_path / "row" / "seed0", 1, "0", False)
 
 
 def test_words_on_the_command_line_are_a_plan(tmp_path: Path) -> None:

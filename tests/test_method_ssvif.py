@@ -318,10 +318,15 @@ def test_a_collapsed_run_is_doubted() -> None:
     said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
     assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
     assert method.doubts({"loss": 1.0}) == []
-    # 2 + 4 steps: in the first tenth of the second stage networks are new.
+    # 2 + 4 steps: in the first steps of the second stage networks are new.
     collapsed = {"classes_in_use": 1.0, "agreement": 1.0}
-    assert method.doubts({**collapsed, "step": 2}) == []
-    assert len(method.doubts({**collapsed, "step": 3})) == 1
+    assert method.doubts({**collapsed, "step": 5}) == []
+    assert len(method.doubts({**collapsed, "step": 6})) == 1
+    longer = methods.build(
+        dataclasses.replace(CONFIG, stage1_epochs=0, stage2_epochs=1500), MODEL, Facts(1)
+    )
+    assert longer.doubts({**collapsed, "step": 149}) == []
+    assert len(longer.doubts({**collapsed, "step": 150})) == 1
 
 
 @pytest.mark.parametrize(

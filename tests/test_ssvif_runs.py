@@ -230,6 +230,9 @@ def test_segments_before_and_after_stage_two(
     straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "seen"
+    assert cli.main(["segments", str(straight), "--out", str(out), "--limit", "3"]) == 0
+    assert "3 pictures of 4 (--limit 0 for all)" in capsys.readouterr().out
+    assert len(list(out.glob("*.png"))) == 3
     assert cli.main(["segments", str(straight), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "before stage II: A and B agree" in said and "after stage II: A and B agree" in said

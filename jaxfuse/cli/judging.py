@@ -68,6 +68,9 @@ class DownstreamArguments:
     """Folder of the labelled pairs to judge on: ir/, vi/ and labels/."""
     split: str = ""
     """File with one stem a line: the pairs to judge on."""
+    dataset: str = ""
+    """ROOT is the download of this public set (`jaxfuse data list`): its own parts train and test,
+    or those that --train-split and --split name."""
     train_root: str = ""
     """Folder of the labelled pairs to learn from, where it is another one."""
     train_split: str = ""
@@ -136,13 +139,14 @@ def _downstream(arguments: Sequence[str]) -> int:
     from jaxfuse.evaluate import downstream_plan as plan
     from jaxfuse.evaluate import downstream_summary as summary
 
-    own = ("task", "out", "root", "split", "train_root", "train_split", "fused", "weights")
-    own += ("protocol", "report", "overwrite")
+    own = ("task", "out", "root", "split", "dataset", "train_root", "train_split", "fused")
+    own += ("weights", "protocol", "report", "overwrite")
     names = [field.name for field in dataclasses.fields(given) if field.name not in own]
     asked = plan.from_words(
         given.protocol,
         (given.root, given.split),
         (given.train_root, given.train_split),
+        given.dataset,
         given.fused,
         given.weights,
         **{name: getattr(given, name) for name in names},
@@ -250,6 +254,8 @@ class SegmentsArguments:
     """Text file with one stem a line."""
     out: Path = Path("segments")
     """Folder for one picture a pair."""
+    limit: int = 20
+    """At most so many pairs, evenly chosen; 0 takes all."""
 
 
 def segments(arguments: Sequence[str]) -> int:
@@ -257,6 +263,8 @@ def segments(arguments: Sequence[str]) -> int:
     given = parse(SegmentsArguments, arguments, "segments")
     if given.split and not given.root:
         raise ConfigError(f"--split {given.split}: give --root DIR too")
+    if given.limit < 0:
+        raise ConfigError(f"--limit {given.limit}: use 1 or more, or 0 for all")
     from jaxfuse import distributed
     from jaxfuse.config import SourceConfig
     from jaxfuse.data.sources import open_source, without_labels
@@ -269,12 +277,17 @@ def segments(arguments: Sequence[str]) -> int:
     if given.root:
         source = SourceConfig("folders", root=given.root, split=given.split)
     pairs = without_labels(open_source(source))
-    means, written = job.write(run, pairs, given.out, progress("segmenting"))
+    count = len(pairs)
+    chosen = range(count)
+    if given.limit and given.limit < count:
+        chosen = [i * count // given.limit for i in range(given.limit)]
+    means, written = job.write(run, pairs, given.out, progress("segmenting"), chosen)
     for when, signs in means.items():
         print(
             f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "
             f"{signs['classes_in_use']:.1f} classes in use in an image; confidence "
             f"{signs['confidence']:.2f}"
         )
-    print(f"{given.out}: {len(written)} pictures")
+    of_all = "" if len(written) == count else f" of {count} (--limit 0 for all)"
+    print(f"{given.out}: {len(written)} pictures{of_all}")
     return DONE

@@ -74,8 +74,11 @@ def _check(arguments: Sequence[str]) -> int:
     from jaxfuse.data.check import check_folders
 
     if given.root.is_dir() and marks.is_prepared(given.root):
-        said, wrong = marks.verify(given.root)
-        print("\n".join([*said, *(f"error: {error}" for error in wrong)]))
+        wrong = []
+        for folder in marks.all_prepared(given.root):
+            said, found = marks.verify(folder)
+            print("\n".join([*said, *(f"error: {error}" for error in found)]))
+            wrong += found
         print(f"{len(wrong)} errors")
         return FAILED if wrong else DONE
     report = check_folders(

@@ -47,8 +47,8 @@ FEW_CLASSES = 1.5
 """Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
 FEW_TOLD_APART = 1.1
 """The same of classes told apart, of which maps that are the same in every image have 1."""
-EARLY = 0.1
-"""Share of stage II before which nothing is said of collapse."""
+EARLY, NEW = 0.1, 100
+"""Share and steps of stage II before which nothing is said of collapse, but at its end."""
 LARGEST = 1e3
 """Of the weight that gradnorm gives: a guidance without gradient has nothing to be scaled up."""
 TINY = 1e-12
@@ -279,11 +279,15 @@ def collapse(config: SSVIFConfig, begun: int, record: Mapping[str, float]) -> li
     told = record.get("classes_told_apart", math.inf)
     if used >= FEW_CLASSES and told >= FEW_TOLD_APART:
         return []
+    if used < FEW_CLASSES:
+        found = "the segmentations have collapsed"
+    else:
+        found = "the segmentations are the same in every image"
+    anchor = "" if config.anchor != "none" else "use method.anchor = 'balanced' or 'pretrained', "
     return [
-        f"the segmentations have collapsed: {used:.2f} of {config.classes} classes in use, "
-        f"{told:.2f} told apart, so that they agree ({record.get('agreement', math.nan):.0%}) on "
-        "nothing and teach the fusion nothing: use method.anchor = 'balanced' or 'pretrained' (it "
-        f"is {config.anchor!r}), train longer, or lower method.guidance_weight"
+        f"{found}: {used:.2f} of {config.classes} classes in use, {told:.2f} told apart; agreeing "
+        f"({record.get('agreement', math.nan):.0%}) they teach the fusion nothing: {anchor}train "
+        "longer, or lower method.guidance_weight"
     ]
 
 
@@ -379,13 +383,14 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
                 remember if keep_teacher or remember_losses else remember_nothing,
             )
         )
+    early = max(math.ceil(EARLY * steps2), NEW)
     return Method(
         "ssvif",
         init,
         tuple(stages),
         lambda params: params["fusion"],
         memory,
-        doubts=functools.partial(collapse, config, steps1 + math.ceil(EARLY * steps2)),
+        doubts=functools.partial(collapse, config, steps1 + min(early, steps2)),
     )
 
 
