@@ -19,7 +19,7 @@ from jaxfuse.evaluate import results
 from jaxfuse.evaluate.plan import BASELINES
 from jaxfuse.evaluate.results import Evaluation, MethodRow, ResultsError, Scores
 from jaxfuse.metrics import Row
-from jaxfuse.report import page, thumbnails
+from jaxfuse.report import page, thumbnails, training
 from jaxfuse.report.page import ReportError
 from jaxfuse.report.training import RunError
 
@@ -547,3 +547,16 @@ def test_a_browser_shows_what_networks_learned(browser: Any, downstream_page: Pa
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert complaints(browser) == []
+
+
+def test_the_page_of_a_collapsed_run_says_so(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    experiment = config.Experiment(name="tried", method=config.SSVIFConfig(anchor="none"))
+    (folder / "config.json").write_text(config.to_json(experiment))
+    (folder / "selection.json").unlink()
+    with (folder / "log.jsonl").open("a") as log:
+        record = {"step": 1310, "stage": "guided", "loss": 0.1, "classes_in_use": 1.0}
+        log.write(json.dumps(record) + "\n")
+    note = training.read_run(folder).training["note"]
+    assert "The segmentations have collapsed: 1.00 of 16 classes in use" in note
+    assert "method.anchor = 'balanced' or 'pretrained'" in note
