@@ -470,7 +470,7 @@ def test_what_does_not_fit_the_set_is_refused(tmp_path: Path, found: Judged, out
         ({"start": str(network)}, r"weights\.safetensors: has 9 classes, 3 are asked for"),
         ({"frozen": "crossfuse"}, "a fusion network: give weights of a segmentation network"),
         ({"start": str(network), "classes": 9, "segmenter": "segformer_b0"}, "segformer_tiny, but"),
-        ({"patch_size": 64}, "use a patch size of at most 32"),
+        ({"patch_size": 64}, "at most 32"),
         ({"patch_size": 16, "segmenter": "segformer_b0"}, "data.patch_size = 16"),
         ({"batch_size": 3}, "2 training patches are fewer than train.batch_size = 3"),
         ({"classes": ""}, "classes: these sets do not say what their labels mean"),
