@@ -51,40 +51,28 @@ _TAUGHT: dict[str, Any] = {
     "segmenter_start": "fresh",
     # It knows small things from what is around them: every cell counts.
     "region": 1,
+    "guidance_weight": 1.5,
 }
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
     "ssvif": {},
-    "ssvif_taught": {**_TAUGHT, "guidance_weight": 2.5},
+    "ssvif_taught": _TAUGHT,
     "supervised": {"guidance": "labels", "classes": len(CLASSES)},
 }
 """What is compared: changes of the preset's method. The first row is what others differ from."""
-COLLAPSED = "no_anchor"
+COLLAPSED, NO_ANCHOR = "no_anchor", {"anchor": "none"}
 """Trained beside them with the first seed, for its curves."""
-_LEVELS = {"intensity_weight": 1.0, "gradient_weight": 10.0, "ssim_weight": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fusion_only": {"guidance": "none"},
-    "as_preset": {},
-    "no_anchor": {"anchor": "none"},
-    "taught_weight_1": _TAUGHT,
-    "taught_frozen": {**_TAUGHT, "segmenter_start": "weights"},
-    "taught_following": {**_TAUGHT, "segmenter_start": "weights", "teacher_decay": 0.9999},
-    "kl": {"loss": "kl"},
-    "cosine": {"loss": "cosine"},
-    "all_pixels_alike": {"confidence": False},
-    "every_cell": {"region": 1},
-    "8_classes": {"classes": 8},
-    "16_classes": {"classes": 16},
-    "64_classes": {"classes": 64},
-    "dwa": {"weighting": "dwa"},
-    "gradnorm": {"weighting": "gradnorm"},
-    "fixed": {"weighting": "fixed"},
-    "weight_3": {"guidance_weight": 3.0},
-    "supervised_weight_3": {"guidance": "labels", "classes": len(CLASSES), "guidance_weight": 3.0},
-    "levels_fusion_only": {"guidance": "none", **_LEVELS},
-    "levels": _LEVELS,
-    "levels_supervised": {"guidance": "labels", "classes": len(CLASSES), **_LEVELS},
+    "taught": _TAUGHT,
+    "kl": {**_TAUGHT, "loss": "kl"},
+    "cosine": {**_TAUGHT, "loss": "cosine"},
+    "all_pixels_alike": {**_TAUGHT, "confidence": False},
+    "squares_of_4": {**_TAUGHT, "region": 4},
+    "dwa": {**_TAUGHT, "weighting": "dwa"},
+    "gradnorm": {**_TAUGHT, "weighting": "gradnorm", "guidance_weight": 0.5},
+    "fixed": {**_TAUGHT, "weighting": "fixed"},
 }
 """What is tried: changes of the preset's method."""
 
@@ -95,11 +83,15 @@ class Sizes:
 
     seeds: int = 3
     test_scenes: int = 256
-    """Unseen ones, of another seed."""
+    """Unseen ones, of other seeds: some to try settings on, others to judge what is compared."""
     steps: int = 1000
     """Of each segmentation network."""
     changes: tuple[tuple[str, Any], ...] = ()
     """Of the preset's `train` and `data.target`, by dotted name: for a trial."""
+
+
+TRIED_ON, JUDGED_ON = 1000, 2000
+"""Offsets of the seed of unseen scenes: those that settings are chosen by, and the others."""
 
 
 TINY = Sizes(
@@ -173,10 +165,15 @@ def train(
     return doubts
 
 
-def judged(names: Sequence[str], work: Path, sizes: Sizes) -> tuple[Plan, downstream.Judged]:
-    """Segmentation networks retrained on what each fusion network makes."""
+def judged(
+    names: Sequence[str], work: Path, sizes: Sizes, offset: int
+) -> tuple[Plan, downstream.Judged]:
+    """Segmentation networks retrained on what each fusion network makes.
+
+    offset: of the seed of the scenes that they are judged on.
+    """
     target = experiment_of({}, 0, sizes).data.target
-    test = dataclasses.replace(target, seed=target.seed + 1000, scenes=sizes.test_scenes)
+    test = dataclasses.replace(target, seed=target.seed + offset, scenes=sizes.test_scenes)
     methods = tuple(
         plans.Contender(name, weights=str(work / "runs" / f"{name}-{{seed}}")) for name in names
     )
@@ -229,7 +226,7 @@ def curves(name: str, seed: int, work: Path) -> dict[str, list[float]]:
 
 def collapse(work: Path, sizes: Sizes) -> dict[str, Any]:
     """Curves and doubts of a run without an anchor."""
-    doubts = train({COLLAPSED: SETTINGS[COLLAPSED]}, work, dataclasses.replace(sizes, seeds=1))
+    doubts = train({COLLAPSED: NO_ANCHOR}, work, dataclasses.replace(sizes, seeds=1))
     return {"doubts": doubts[COLLAPSED][0], "curves": curves(COLLAPSED, 0, work)}
 
 
@@ -275,16 +272,33 @@ def summary(
     return rows
 
 
+def _require_one_commit(work: Path, versions: Mapping[str, Any]) -> None:
+    """Raises UserError where the folder holds runs of another commit than this."""
+    marker, commit = work / "commit", str(versions.get("commit"))
+    if not marker.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        marker.write_text(commit, encoding="utf8")
+    before = marker.read_text(encoding="utf8")
+    if before != commit:
+        raise UserError(
+            f"{work}: holds runs of commit {before}, this is {commit}: name another folder"
+        )
+
+
 def measure(
-    variants: Mapping[str, Mapping[str, Any]], work: Path, sizes: Sizes, command: str
+    variants: Mapping[str, Mapping[str, Any]],
+    work: Path,
+    sizes: Sizes,
+    command: str,
+    offset: int = JUDGED_ON,
 ) -> dict[str, Any]:
-    """Trains, judges, and says everything in one dict."""
+    """Trains, judges on the scenes of that offset, and says everything in one dict."""
     versions, hardware = machine.versions(), machine.hardware()
+    _require_one_commit(work, versions)
     doubts = train(variants, work, sizes)
-    # Where the variants are the bounds, it is not one of them.
-    more = {} if COLLAPSED in variants else {COLLAPSED: collapse(work, sizes)}
+    more = {} if offset == TRIED_ON else {COLLAPSED: collapse(work, sizes)}
     names = tuple(variants)
-    plan, found = judged(names, work, sizes)
+    plan, found = judged(names, work, sizes, offset)
     return more | {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -388,7 +402,10 @@ def main(words: Sequence[str] | None = None) -> int:
     command = " ".join(["python -m bench.ssvif --work DIR", *(f"--{flag}" for flag in told)])
     distributed.compilation_cache()
     try:
-        result = measure(SETTINGS if given.settings else BOUNDS, given.work, sizes, command)
+        if given.settings:
+            result = measure(SETTINGS, given.work, sizes, command, TRIED_ON)
+        else:
+            result = measure(BOUNDS, given.work, sizes, command)
     except UserError as error:
         print(f"bench.ssvif: {error}", file=sys.stderr)
         return 1

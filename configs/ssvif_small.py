@@ -17,7 +17,7 @@ def get() -> Experiment:
         # Structural similarity alone prescribes no level of any pixel: guidance can decide them.
         method=SSVIFConfig(
             stage1_epochs=5,
-            stage2_epochs=10,
+            stage2_epochs=20,
             classes=32,
             intensity_weight=0.0,
             gradient_weight=0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tiny_downloads
 from jaxfuse.config import ConfigError, SourceConfig
 from jaxfuse.data import sources
-from jaxfuse.data.builders import layouts
+from jaxfuse.data.builders import layouts, m3fd
 from jaxfuse.data.builders.base import time_at, time_of
 from jaxfuse.data.builders.boxes import odd_boxes, read_voc
 from jaxfuse.data.builders.soundness import check_download, chosen_by_lists, form_of
@@ -154,14 +155,14 @@ def test_a_label_map_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_m3fd_blocks_stay_together_and_keep_apart() -> None:
-    parts = [layouts.block_part(number) for number in range(4200)]
+    parts = [m3fd.block_part(number) for number in range(4200)]
     assert parts.count("val") == layouts.PUBLIC["m3fd"].splits["val"] == 800
     assert parts.count("train") == layouts.PUBLIC["m3fd"].splits["train"] == 3230
     last = {"train": -(10**6), "val": -(10**6)}
     for number, part in enumerate(parts):
         if part:
             other = "val" if part == "train" else "train"
-            assert number - last[other] > layouts.GUARD, number
+            assert number - last[other] > m3fd.GUARD, number
             last[part] = number
     changes = sum(a != b for a, b in itertools.pairwise(parts))
     assert changes <= 4 * 9
@@ -184,7 +185,7 @@ def test_m3fd_reads_boxes_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "M3FD_Detection" / "meta").mkdir()
     found = layouts.PUBLIC["m3fd"].find(tmp_path)
     assert any(note.startswith("1 pairs beside validation blocks") for note in found.notes)
-    assert any("meta/ are not read" in note for note in found.notes)
+    assert any("has neither list of train.txt and val.txt" in note for note in found.notes)
     pairs = opened("m3fd", tmp_path, "train")
     assert [pair.boxes.tolist() for pair in pairs] == [
         [],
@@ -195,6 +196,44 @@ def test_m3fd_reads_boxes_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     for folder, ending in (("Vis", "png"), ("Ir", "png"), ("Annotation", "xml")):
         shutil.copy(vis / folder / f"00000.{ending}", vis / folder / f"first.{ending}")
     with pytest.raises(DataError, match=r"stem 'first' is no number"):
+        opened("m3fd", tmp_path, "train")
+
+
+def test_m3fd_takes_its_own_lists_where_they_are_there(tmp_path: Path) -> None:
+    start = tiny_downloads.m3fd(tmp_path, [0, 1, 150, 195, 205, 250]) / "M3FD_Detection"
+    (start / "meta").mkdir()
+    (start / "meta" / "train.txt").write_text("00000.png\n00195.png\n00250.png\n", encoding="utf8")
+    assert sum(map(len, layouts.PUBLIC["m3fd"].find(tmp_path).splits.values())) == 5  # by blocks
+    (start / "meta" / "val.txt").write_text("00001.png\n00205.png\n00300.png\n", encoding="utf8")
+    report = check_download(layouts.PUBLIC["m3fd"], tmp_path)
+    stems = {name: [e.stem for e in part] for name, part in report.found.splits.items()}
+    assert stems == {"train": ["00000", "00195", "00250"], "val": ["00001", "00205"]}
+    assert report.errors == []
+    assert [p.value for p in report.incomplete] == [
+        "expected 3 pairs in val, found 2; not whole: 00300 (no file)"
+    ]
+    assert any("1 pairs are in no list, e.g. 00150" in note for note in report.found.notes)
+    (start / "meta" / "val.txt").write_text("00001.png\n00195.png\n", encoding="utf8")
+    with pytest.raises(DataError, match=r"val\.txt: 1 stems are in .*train\.txt as well: 00195"):
+        opened("m3fd", tmp_path, "train")
+
+
+def test_m3fd_takes_the_scenes_of_its_scenario_file(tmp_path: Path) -> None:
+    start = tiny_downloads.m3fd(tmp_path, [0, 1, 2, 3, 4]) / "M3FD_Detection"
+    spans = {"train": [(0, 1), (4, 4)], "val": [(2, 3)]}
+    scenes = [
+        {"name": mode, "mode": mode, "range": [{"min": a, "max": b} for a, b in found]}
+        for mode, found in spans.items()
+    ]
+    (start / "meta").mkdir()
+    path = start / "meta" / "scenario.json"
+    path.write_text(json.dumps([{"name": "road", "scene": scenes}]), encoding="utf8")
+    report = check_download(layouts.PUBLIC["m3fd"], tmp_path)
+    stems = {name: [e.stem for e in part] for name, part in report.found.splits.items()}
+    assert stems == {"train": ["00000", "00001", "00004"], "val": ["00002", "00003"]}
+    assert report.ok
+    path.write_text('[{"scenes": 1}]', encoding="utf8")
+    with pytest.raises(DataError, match=r"scenario\.json: no list of scenes"):
         opened("m3fd", tmp_path, "train")
 
 
@@ -275,10 +314,54 @@ def test_a_part_that_was_not_unpacked_is_said(tmp_path: Path) -> None:
     shutil.rmtree(start / "visible" / "train")
     report = check_download(layouts.PUBLIC["llvip"], tmp_path)
     assert any("expected 12025 pairs in train, found 0" in p.value for p in report.incomplete)
-    assert any("no visible/train/" in note for note in report.found.notes)
+    there = "there is infrared/train/, Annotations/"
+    assert report.found.notes == (f"train: no visible/train/ in {start} ({there})",)
+    with pytest.raises(DataError, match="no pair in 'train': unpack the download again"):
+        opened("llvip", tmp_path, "train")
+    assert len(opened("llvip", tmp_path, "test")) == 2
     shutil.rmtree(start / "Annotations")
     report = check_download(layouts.PUBLIC["llvip"], tmp_path)
     assert [error.value for error in report.errors] == ["no Annotations/"]
+
+
+def test_only_the_folders_that_are_absent_are_named(tmp_path: Path) -> None:
+    start = tiny_downloads.msrs(tmp_path)
+    shutil.rmtree(start / "train" / "ir")
+    found = layouts.PUBLIC["msrs"].find(tmp_path)
+    there = "there is train/vi/, train/Segmentation_labels/"
+    assert found.notes == (f"train: no train/ir/ in {start} ({there})",)
+    shutil.rmtree(start / "test" / "ir")
+    with pytest.raises(DataError) as error:
+        layouts.PUBLIC["msrs"].find(tmp_path)
+    there += ", test/vi/, test/Segmentation_labels/"
+    expected = f"{start}: no train/ir/ and no test/ir/ ({there}): unpack the whole download again"
+    assert str(error.value).startswith(expected) and layouts.MSRS_LAYOUT in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "words"),
+    [
+        ("mfnet", "ir_seg_dataset/train.txt", r"no train\.txt \(there is images/\)"),
+        ("mfnet", "ir_seg_dataset/images", r"no images/ \(there is train\.txt\)"),
+        ("mfnet", "ir_seg_dataset/labels", "no labels/"),
+        ("roadscene", "cropinfrared", r"no cropinfrared/ or ir/ \(there is crop_LR_visible/\)"),
+        ("folders", "vi", r"no vi/ or vis/ or visible/ or rgb/ \(there is ir/, labels/, boxes/\)"),
+        ("m3fd", "M3FD_Detection/Ir", r"no Ir/ \(there is Vis/, Annotation/\)"),
+    ],
+)
+def test_half_a_layout_is_not_called_another_one(
+    name: str, gone: str, words: str, tmp_path: Path
+) -> None:
+    path = tiny_downloads.make(name, tmp_path) / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=words):
+        layouts.PUBLIC[name].find(tmp_path)
+
+
+def test_half_of_tno_is_not_called_another_layout(tmp_path: Path) -> None:
+    tiny_downloads.save(tmp_path / "ir" / "a.bmp", tiny_downloads.picture(0, 1))
+    with pytest.raises(DataError, match=r"no vi/ or vis/ or visible/ \(there is ir/\)"):
+        layouts.PUBLIC["tno"].find(tmp_path)
 
 
 def test_a_complete_set_is_said_to_be_sound(tmp_path: Path) -> None:
@@ -341,6 +424,45 @@ def test_pairs_of_ones_own_may_have_parts(tmp_path: Path) -> None:
     (tmp_path / "train" / "labels" / "a1.png").unlink()
     with pytest.raises(DataError, match=r"labels for 3 of 4 pairs, none e\.g\. for 'a1'"):
         opened("folders", tmp_path, "train")
+
+
+def test_half_a_split_of_ones_own_is_named_and_two_candidates_are_refused(tmp_path: Path) -> None:
+    for part in ("train", "night"):
+        tiny_downloads.folders(tmp_path / part, 2)
+    shutil.rmtree(tmp_path / "night" / "ir")
+    found = layouts.PUBLIC["folders"].find(tmp_path)
+    assert {split: len(part) for split, part in found.splits.items()} == {"night": 0, "train": 2}
+    assert len(found.notes) == 1 and found.notes[0].startswith("night: no night/ir/ or ")
+    # As two folders that could be meant are refused where pairs are read from folders.
+    (tmp_path / "train" / "RGB").mkdir()
+    with pytest.raises(DataError, match="train: RGB and vi could both be the visible folder"):
+        layouts.PUBLIC["folders"].find(tmp_path)
+    with pytest.raises(DataError, match="RGB and vi could both be the visible folder"):
+        sources.open_source(SourceConfig("folders", root=str(tmp_path / "train")))
+
+
+def test_no_stem_may_be_in_two_lists(tmp_path: Path) -> None:
+    tiny_downloads.roadscene(tmp_path)
+    lists = {name: str(tmp_path / f"{name}.txt") for name in ("train", "val")}
+    for path, stems in zip(lists.values(), ("FLIR_00000\nFLIR_00037", "FLIR_00037"), strict=True):
+        Path(path).write_text(stems, encoding="utf8")
+    found = layouts.PUBLIC["roadscene"].find(tmp_path)
+    with pytest.raises(
+        DataError, match=r"val\.txt: 1 stems are in .*train\.txt as well: FLIR_00037"
+    ):
+        chosen_by_lists(found, lists)
+
+
+def test_no_stem_may_be_in_two_of_mfnets_lists(tmp_path: Path) -> None:
+    start = tiny_downloads.mfnet(tmp_path)
+    (start / "val.txt").write_text("00006N\n00001D\n00008D\n", encoding="utf8")
+    report = check_download(layouts.PUBLIC["mfnet"], tmp_path)
+    assert [(Path(p.file).name, p.value) for p in report.errors] == [
+        ("test.txt", f"1 stems are in {start / 'val.txt'} as well: 00008D"),
+        ("val.txt", f"1 stems are in {start / 'train.txt'} as well: 00001D"),
+    ]
+    with pytest.raises(DataError, match=r"train\.txt as well: 00001D"):
+        opened("mfnet", tmp_path, "train")
 
 
 def test_lists_of_ones_own_choose_other_splits(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from jaxfuse.data.builders import layouts, marks, shards
 from jaxfuse.data.builders.classes import plain_list
 from jaxfuse.data.builders.prepare import UnsoundError, prepare
 from jaxfuse.data.builders.records import RecordPairs
+from jaxfuse.data.builders.soundness import check_download
 from jaxfuse.data.images import read_infrared, read_visible
 from jaxfuse.data.pairs import DataError, Pairs
 from jaxfuse.data.pipeline import Pipeline
@@ -123,6 +124,7 @@ from jaxfuse import cli
 arguments = ["data", "prepare", "mfnet", "--root", {str(root)!r}, "--out", "out"]
 assert cli.main([*arguments, "--allow-incomplete"]) == 0
 from jaxfuse.data.builders.records import RecordPairs
+from jaxfuse.data.builders.soundness import check_download
 pairs = RecordPairs("out", "test_night")
 assert pairs[0].labels.max() == 8
 print(sorted({{"tensorflow", "jax", "torch", "apache_beam"}} & set(sys.modules)))
@@ -260,6 +262,40 @@ def test_a_download_with_errors_is_not_prepared(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def cut(path: Path) -> None:
+    """Leaves the header and most of the rest."""
+    blob = path.read_bytes()
+    path.write_bytes(blob[: len(blob) * 9 // 10])
+
+
+def of_three_channels(path: Path) -> None:
+    tiny_downloads.save(path, tiny_downloads.picture(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "damage", "words"),
+    [
+        ("fmb", "train/Visible/00001.png", cut, "truncated"),
+        ("fmb", "train/Infrared/00001.png", cut, "truncated"),
+        ("fmb", "train/Infrared/00001.png", of_three_channels, "pseudo-colour infrared"),
+        ("llvip", "LLVIP/visible/test/190001.jpg", cut, "truncated"),
+        ("mfnet", "ir_seg_dataset/images/00006N.png", cut, "truncated"),
+        ("mfnet", "ir_seg_dataset/images/00006N.png", of_three_channels, "3 channels, where"),
+    ],
+)
+def test_pixels_are_looked_at_before_anything_is_written(
+    name: str, file: str, damage, words: str, tmp_path: Path
+) -> None:
+    root = tiny_downloads.make(name, tmp_path / "download")
+    damage(root / file)
+    checked = check_download(layouts.PUBLIC[name], root)
+    assert [problem.file for problem in checked.errors] == [str(root / file)]
+    assert words in checked.errors[0].value
+    with pytest.raises(UnsoundError, match=words):
+        made(name, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_incomplete_download_needs_to_be_allowed(tmp_path: Path) -> None:
     root = tiny_downloads.make("fmb", tmp_path / "download")
     with pytest.raises(UnsoundError, match=r"expected 1220 pairs in train, found 3.*--allow-inc"):
@@ -272,9 +308,9 @@ def test_a_damaged_picture_stops_its_shard_and_no_other(tmp_path: Path, monkeypa
     root = tiny_downloads.make("llvip", tmp_path / "download")
     path = root / "LLVIP" / "infrared" / "train" / "010002.jpg"
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    # Damaged after it was looked at: what was wrong before is found before anything is written.
     with pytest.raises(DataError, match=r"010002\.jpg: truncated at"):
-        made("llvip", root, tmp_path / "out")
+        made("llvip", root, tmp_path / "out", report=lambda _: cut(path))
     work = tmp_path / "out" / "llvip" / "1.0.0.unfinished"
     kept = sums(work)
     assert len(kept) > 2

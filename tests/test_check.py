@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxfuse.data.builders.classes import FMB, numbered
 from jaxfuse.data.check import Problem, Report, check_folders
 from jaxfuse.data.folders import open_folders
 from jaxfuse.data.pairs import DataError
@@ -175,8 +176,9 @@ def test_labels_and_boxes(root: Path) -> None:
     (root / "boxes" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n2 0.5 0.5 0.2 0.2\n")
     (root / "boxes" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
 
-    report = check_folders(str(root), classes=5)
-    assert "b.png: labels 9: with 5 classes labels are 0..4" in about(report.errors, "b.png")
+    report = check_folders(str(root), classes=numbered(5))
+    wrong = f"b.png: labels 9 in {W} pixels: classes has values 0..4, and 255 = ignore"
+    assert wrong in about(report.errors, "b.png")
     both = about(report.errors, "c.png")
     assert f"{H - 1} x {W} pixels" in both and "labels 9" in both
     assert "class 7: with 5 classes they are 0..4" in about(report.errors, "b.txt")
@@ -197,6 +199,25 @@ def test_labels_and_boxes(root: Path) -> None:
     report = check_folders(str(root))
     assert len(report.errors) == 1
     assert "keep boxes inside the image" in about(report.errors, "b.txt")
+
+
+def test_labels_are_those_of_the_list_as_files_hold_them(root: Path) -> None:
+    """FMB counts from 1 and ignores 0."""
+    labels = np.arange(H * W).reshape(H, W) % 15
+    save(root / "labels" / "a.png", labels.astype(np.uint8))
+    save(root / "labels" / "b.png", np.zeros((H, W), np.uint8))
+    save(root / "labels" / "c.png", np.full((H, W), 15, np.uint8))
+    report = check_folders(str(root), classes=FMB)
+    assert about(report.errors, "a.png") == ""
+    assert "every pixel is ignored (values 0)" in about(report.errors, "b.png")
+    assert f"labels 15 in {H * W} pixels: fmb has values 1..14" in about(report.errors, "c.png")
+    assert len(report.errors) == 2 and report.summary["labels"]["values"] == [*range(16)]
+    assert not check_folders(str(root), classes=numbered(14)).ok
+    colours = np.array(FMB.palette, np.uint8)[labels % 14]
+    save(root / "labels" / "a.png", colours)
+    assert "its 14 colours are those of fmb" in about(
+        check_folders(str(root), classes=FMB).errors, "a.png"
+    )
 
 
 def test_flat_images(root: Path) -> None:

@@ -396,6 +396,21 @@ def test_data_check_says_whether_a_set_is_sound(tmp_path: Path, capsys) -> None:
     assert cli.main(["data", "check", "absent"]) == 1
 
 
+def test_data_check_takes_the_values_of_a_class_list(tmp_path: Path, capsys) -> None:
+    write_pairs(tmp_path / "set", "a", "a")
+    (tmp_path / "set" / "labels").mkdir()
+    size = cv2.imread(str(tmp_path / "set" / "vi" / "a.png")).shape[:2]
+    labels = np.full(size, 14, np.uint8)  # FMB's last class
+    assert cv2.imwrite(str(tmp_path / "set" / "labels" / "a.png"), labels)
+    for classes, status, said in (
+        ("fmb", 0, "1 pairs, 0 errors"),
+        ("msrs", 1, "labels 14 in"),
+        ("14", 1, "classes has values 0..13"),
+    ):
+        assert cli.main(["data", "check", "set", "--classes", classes]) == status
+        assert said in capsys.readouterr().out
+
+
 def test_fuse_writes_pictures_and_names_those_it_cannot(tmp_path: Path, capsys) -> None:
     params = tiny_network.create(models.Compute()).init(jax.random.key(0))
     weights.save_weights("tiny.safetensors", tiny_network.NAME, jax.device_get(params))

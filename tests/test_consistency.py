@@ -99,7 +99,15 @@ def test_signs() -> None:
     found = consistency.signs(jnp.asarray(different), jnp.asarray(sure))  # the worse of the two
     assert float(found["classes_in_use"]) == pytest.approx(1.0, abs=1e-5)
     assert float(found["agreement"]) == pytest.approx(0.25)
-    # The same everywhere and unsure: uses all classes and tells nothing apart.
+    # A map of places, the same in every image, uses all classes and tells nothing apart.
+    places = jnp.asarray(np.repeat(different, 3, axis=0))
+    found = consistency.signs(places, places)
+    assert float(found["classes_in_use"]) == pytest.approx(4.0, rel=1e-5)
+    assert float(found["classes_told_apart"]) == pytest.approx(1.0, rel=1e-5)
+    turned = jnp.stack([places[0], places[0, ::-1], places[0, :, ::-1], places[0, ::-1, ::-1]])
+    found = consistency.signs(turned, turned)
+    assert float(found["classes_told_apart"]) == pytest.approx(4.0, rel=1e-5)
+    # The same everywhere and unsure.
     found = consistency.signs(jnp.asarray(flat), jnp.asarray(flat))
     assert {k: round(float(v), 5) for k, v in found.items()} == {
         "classes_in_use": 4.0,

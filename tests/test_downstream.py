@@ -20,6 +20,8 @@ from jaxfuse import cli, config, weights
 from jaxfuse.config import SourceConfig, UserError
 from jaxfuse.data import images
 from jaxfuse.data.builders import classes as class_lists
+from jaxfuse.data.builders import layouts
+from jaxfuse.data.builders.prepare import prepare
 from jaxfuse.data.images import FileError
 from jaxfuse.data.sources import open_source
 from jaxfuse.data.synthetic import CLASSES, SyntheticPairs
@@ -37,6 +39,7 @@ from jaxfuse.evaluate.downstream_plan import Plan
 from jaxfuse.evaluate.plan import Contender, PlanError
 from jaxfuse.evaluate.results import MethodRow
 from jaxfuse.methods import Facts
+from jaxfuse.metrics import semantic
 from jaxfuse.train import loop, setup
 from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
 
@@ -298,9 +301,10 @@ def test_the_summary_is_that_of_slow_numpy() -> None:
         difference = cells["b"].difference
         assert cells["a"].difference is None and difference is not None
         assert difference.value == pytest.approx(gap)
-        assert 0 < difference.low < gap < difference.high
-        # Every image is better: the exact two-sided test of n signs that agree.
-        assert cells["b"].p == pytest.approx(2.0 ** (1 - len(chosen)))
+        assert difference.low < gap < difference.high
+        wanted = semantic.set_differences(counts[1][:, chosen], counts[0][:, chosen], resamples=300)
+        assert (difference, cells["b"].p) == (wanted[0], wanted[2])
+        assert cells["b"].adjusted == cells["b"].p < 0.05
 
 
 def test_day_and_night_stand_apart_only_where_both_are_known() -> None:
@@ -382,9 +386,9 @@ def test_impossible_plans_are_refused(changes: dict[str, Any], words: str, fused
         dataclasses.replace(plan(fused), **changes)
 
 
-def labelled(root: Path, stems: str = "abcd", classes: int = 3) -> Path:
+def labelled(root: Path, stems: str = "abcd", classes: int = 3, seed: int = 0) -> Path:
     """A small labelled set of folders, 32 x 32."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name in ("ir", "vi", "labels"):
         (root / name).mkdir(parents=True)
     for stem in stems:
@@ -406,6 +410,7 @@ def asked_of(root: Path, **changes: Any) -> Plan:
         "",
         (str(root), str(root / "test.txt")),
         ("", str(root / "train.txt")),
+        "",
         (),
         (),
         **{**given, **changes},
@@ -465,7 +470,7 @@ def test_what_does_not_fit_the_set_is_refused(tmp_path: Path, found: Judged, out
         ({"start": str(network)}, r"weights\.safetensors: has 9 classes, 3 are asked for"),
         ({"frozen": "crossfuse"}, "a fusion network: give weights of a segmentation network"),
         ({"start": str(network), "classes": 9, "segmenter": "segformer_b0"}, "segformer_tiny, but"),
-        ({"patch_size": 64}, "use a patch size of at most 32"),
+        ({"patch_size": 64}, "at most 32"),
         ({"patch_size": 16, "segmenter": "segformer_b0"}, "data.patch_size = 16"),
         ({"batch_size": 3}, "2 training patches are fewer than train.batch_size = 3"),
         ({"classes": ""}, "classes: these sets do not say what their labels mean"),
@@ -493,6 +498,86 @@ def test_another_set_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="set: holds another set: name another --out"):
         downstream.run(asked_of(root), tmp_path, overwrite=True)
     assert (tmp_path / "set" / "mine.txt").exists()
+
+
+def records(root: Path, out: Path, **lists: str) -> SourceConfig:
+    """A set of folders, prepared; lists: stems of each split, a letter each."""
+    files = {name: root / f"{name}_list.txt" for name in lists}
+    for name, stems in lists.items():
+        files[name].write_text("\n".join(stems), encoding="utf8")
+    given = {name: str(path) for name, path in files.items()}
+    folder = prepare(
+        layouts.PUBLIC["folders"], root, out, lists=given, classes=class_lists.numbered(3)
+    ).folder
+    return SourceConfig("records", root=str(folder))
+
+
+def split_of(source: SourceConfig, split: str) -> Any:
+    return open_source(dataclasses.replace(source, split=split))
+
+
+def test_records_of_the_same_pair_are_found_in_other_splits_and_sets(tmp_path: Path) -> None:
+    root = labelled(tmp_path / "pairs")
+    first = records(root, tmp_path / "one", train="ab", test="cd")
+    other = records(root, tmp_path / "two", train="bc", test="d")
+    downstream_set.check_apart(split_of(first, "train"), split_of(first, "test"))
+    for train, test in (
+        (split_of(first, "train"), split_of(other, "train")),
+        (split_of(other, "train"), split_of(first, "test")),
+        (split_of(first, "train"), split_of(first, "train")),
+        (open_source(SourceConfig("folders", root=str(root))), split_of(first, "test")),
+    ):
+        with pytest.raises(PlanError, match=r"is in both parts, as [12] pairs are"):
+            downstream_set.check_apart(train, test)
+    # The same names of other pictures are no leak.
+    apart = records(labelled(tmp_path / "more", seed=1), tmp_path / "three", train="ab", test="cd")
+    downstream_set.check_apart(split_of(first, "train"), split_of(apart, "train"))
+
+
+def test_a_set_of_records_made_anew_is_another_set(tmp_path: Path) -> None:
+    root = labelled(tmp_path / "pairs")
+    source = records(root, tmp_path / "prepared", train="ab", test="cd")
+    asked = dataclasses.replace(
+        asked_of(root),
+        train=dataclasses.replace(source, split="train"),
+        test=dataclasses.replace(source, split="test"),
+    )
+    out = tmp_path / "out"
+
+    def write(overwrite: bool = False) -> dict[str, downstream_set.Part]:
+        pairs = {part: open_source(getattr(asked, part)) for part in ("train", "test")}
+        classes = class_lists.numbered(3)
+        return downstream._write_set(asked, out, classes, pairs, overwrite, None)
+
+    write()
+    before = images.read_visible(out / "set" / "train" / "vi" / "a.png")
+    write()
+    images.write(root / "vi" / "a.png", 1 - before)
+    shutil.rmtree(tmp_path / "prepared")
+    records(root, tmp_path / "prepared", train="ab", test="cd")
+    with pytest.raises(FileError, match="set: holds another set: name another --out, or add"):
+        write()
+    write(overwrite=True)
+    after = images.read_visible(out / "set" / "train" / "vi" / "a.png")
+    np.testing.assert_allclose(after, 1 - before, atol=1e-6)
+
+
+def test_scenes_that_look_otherwise_are_another_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Plan(synthetic("train"), synthetic("test"))
+    pairs = {part: open_source(synthetic(part)) for part in SCENES}
+    classes = pairs["train"].classes
+    downstream._write_set(asked, tmp_path, classes, pairs, False, None)
+    downstream._write_set(asked, tmp_path, classes, pairs, False, None)
+    drawn = SyntheticPairs.__getitem__
+    monkeypatch.setattr(
+        SyntheticPairs,
+        "__getitem__",
+        lambda self, i: drawn(self, i)._replace(visible=1 - drawn(self, i).visible),
+    )
+    with pytest.raises(FileError, match="set: holds another set"):
+        downstream._write_set(asked, tmp_path, classes, pairs, False, None)
 
 
 PROTOCOL = """
@@ -556,6 +641,53 @@ def test_a_protocol_says_what_is_wrong_with_it(
     assert "protocol.toml" in str(error.value)
 
 
+def test_the_command_line_replaces_the_length_that_a_protocol_gives(tmp_path: Path) -> None:
+    path = tmp_path / "protocol.toml"
+    for length, changes, expected in (
+        ("steps = 40", {"epochs": 2.0, "steps": 0}, (0, 2.0)),
+        ("epochs = 3.0", {"steps": 7}, (7, 0.0)),
+        ("steps = 40", {"steps": 7}, (7, 0.0)),
+        ("steps = 40", {"batch_size": 4}, (40, 0.0)),
+    ):
+        path.write_text(f"{length}\n{PROTOCOL}", encoding="utf8")
+        found = plans.from_words(str(path), ("", ""), ("", ""), "", (), (), **changes)
+        assert (found.steps, found.epochs) == expected
+    with pytest.raises(PlanError, match="steps = 7 and epochs = 2: give one of them"):
+        plans.from_words(str(path), ("", ""), ("", ""), "", (), (), steps=7, epochs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("test", "train", "complaint"),
+    [
+        (("set", "a.txt"), ("", ""), "--root set: give --train-split FILE too"),
+        (("set", ""), ("", "a.txt"), "--root set: give --split FILE too"),
+        (("set", "a.txt"), ("set", "a.txt"), "--split a.txt: is --train-split too"),
+        (("", ""), ("", ""), "no labelled pairs: give --root"),
+    ],
+)
+def test_one_folder_needs_two_splits(test: tuple, train: tuple, complaint: str) -> None:
+    with pytest.raises(PlanError, match=complaint):
+        plans.from_words("", test, train, "", (), ())
+
+
+def test_the_download_of_a_public_set_knows_its_parts() -> None:
+    found = plans.from_words("", ("msrs", ""), ("", ""), "msrs", (), ())
+    assert (found.train.split, found.test.split) == ("train", "test")
+    assert found.train.kind == "dataset" and found.train.name == found.test.name == "msrs"
+    other = plans.from_words("", ("mfnet", ""), ("", "val"), "mfnet", (), ())
+    assert (other.train.split, other.test.split) == ("val", "test")
+
+
+def test_a_stop_in_the_last_step_of_a_training_stops_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = loop.Outcome(1, 0.5, tmp_path, asked_to_stop=True)
+    monkeypatch.setattr(loop, "run", lambda experiment, folder: ended)
+    monkeypatch.setattr(training.setup, "may_continue", lambda folder, experiment: False)
+    with pytest.raises(loop.Preempted, match="give the same command again"):
+        training.learn(config.Experiment(), tmp_path / "row" / "seed0", 1, "0", False)
+
+
 def test_words_on_the_command_line_are_a_plan(tmp_path: Path) -> None:
     root = labelled(tmp_path / "set")
     assert asked_of(root, classes="3").classes == 3
@@ -592,8 +724,12 @@ def test_the_command_writes_everything(
         f"fused = {json.dumps(str(fused / '{part}'))}\n",
         encoding="utf8",
     )
-    assert cli.main(["evaluate", "--protocol", str(path), "--out", str(out)]) == 0
+    assert cli.main(["evaluate", "--protocol", str(path), "--out", str(out), "--report"]) == 0
     said = capsys.readouterr()
+    assert str(out / "report.html") in said.out
+    assert "networks that learned from the row" in (out / "report.html").read_text(encoding="utf8")
+    assert cli.main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    assert "page.html (0." in capsys.readouterr().out
     assert "retrained: networks that learned" in said.out and "mIoU night" in said.out
     assert "2 seeds say little" in said.err
     for name in downstream_summary.WRITTEN:

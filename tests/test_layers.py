@@ -38,9 +38,9 @@ ONLY_IN = {
     "torch": {"convert", "weights"},
     "beartype": set(),
     "pytest": set(),
-    "scipy": set(),
+    "scipy": {"metrics"},
 }
-"""Packages that only these rooms import. The last three are installed for development only."""
+"""Packages that only these rooms import. beartype and pytest are there for development only."""
 
 NOT_IN = {"data": {"jax", "jaxlib"}}
 """Reading data needs no accelerator library, so its worker processes start without one."""

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 import tiny_network
 from jaxfuse import distributed, methods, models
 from jaxfuse.config import ConfigError, SSVIFConfig
 from jaxfuse.methods import Facts, Method, ssvif
 from jaxfuse.models import Compute, Model
+from jaxfuse.shapes import Params
 from jaxfuse.train import steps
 from jaxfuse.train.state import TrainState, init_state
 from tiny_segmenter import quick_segmenter  # noqa: F401 (a fixture)
@@ -41,8 +43,14 @@ def make_batch(seed: int = 0, labels: bool = False) -> dict[str, np.ndarray]:
     return batch
 
 
+def given_segmenter() -> Params:
+    return models.create_segmenter("segformer_tiny", 4).init(jax.random.key(9))
+
+
 def build(model: Model = MODEL, **changes: Any) -> Method:
-    return methods.build(dataclasses.replace(CONFIG, **changes), model, Facts(2))
+    config = dataclasses.replace(CONFIG, **changes)
+    start = given_segmenter() if config.segmenter_weights else None
+    return methods.build(config, model, Facts(2), start)
 
 
 @functools.cache
@@ -87,6 +95,58 @@ def test_stage_one_moves_the_fusion_network_only_and_stage_two_all() -> None:
     wanted = last["weight_fusion"] * last["fusion_loss"]
     wanted += last["weight_guidance"] * last["guidance_loss"]
     assert last["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("guidance", ["consistency", "labels"])
+def test_guidance_alone_pulls_at_the_fused_image_and_the_features(guidance: str) -> None:
+    config = dataclasses.replace(CONFIG, guidance=guidance)
+    networks = ssvif.make_networks(config, MODEL)
+    params = build(guidance=guidance).init(jax.random.key(3))
+    batch = make_batch(labels=True)
+    examples = {name: jnp.asarray(x) for name, x in batch.items()}
+    examples |= {"color": examples["visible"], "visible": examples["visible"][..., :1]}
+    fused = networks.fusion.apply(params["fusion"], examples["visible"], examples["infrared"])
+
+    def loss(image: jax.Array, features: jax.Array) -> jax.Array:
+        return ssvif.guidance_loss(networks, config, params, {}, examples, image, features)[0]
+
+    of_image, of_features = jax.device_get(
+        quick(jax.grad(loss, argnums=(0, 1)))(fused.image, fused.features)
+    )
+    assert np.abs(of_image).max() > 0
+    # Labels are compared with what the image shows; nothing is asked of the features.
+    assert (np.abs(of_features).max() > 0) == (guidance == "consistency")
+
+
+def slow_cross_entropy(logits: np.ndarray, target: np.ndarray) -> float:
+    return float(np.mean(-np.sum(target * special.log_softmax(logits, axis=-1), axis=-1)))
+
+
+def test_a_follows_the_teacher_and_b_both() -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        anchor="pretrained",
+        segmenter_weights="teacher",
+        confidence=False,
+        region=1,
+        sharpness=3.0,
+    )
+    rng = np.random.default_rng(1)
+    a, b, teacher = (rng.normal(size=(2, 5, 4, 3)).astype(np.float32) for _ in range(3))
+
+    def target(logits: np.ndarray) -> np.ndarray:
+        return special.softmax(3.0 * logits.astype(np.float64), axis=-1)
+
+    to_a = slow_cross_entropy(a, target(teacher))
+    to_b = (slow_cross_entropy(b, target(a)) + slow_cross_entropy(b, target(teacher))) / 2
+    run = jax.value_and_grad(functools.partial(ssvif.cross_loss, config), argnums=(0, 1, 2))
+    found, gradients = jax.device_get(run(a, b, teacher))
+    assert found == pytest.approx((to_a + to_b) / 2, rel=1e-5)
+    pulls = [np.abs(g).max() for g in gradients]
+    assert pulls[0] > 0 and pulls[1] > 0 and pulls[2] == 0
+    # Of the cross-entropies, the gradient is prediction less target.
+    wanted = (special.softmax(a, axis=-1) - target(teacher)) / (2 * 2 * 5 * 4)
+    np.testing.assert_allclose(gradients[0], wanted, atol=1e-6)
 
 
 def test_the_fusion_loss_is_its_weighted_terms() -> None:
@@ -226,7 +286,7 @@ def test_a_slow_teacher_follows_the_segmentation_model() -> None:
 
 @pytest.mark.slow
 def test_a_fresh_segmentation_model_learns_from_a_teacher_that_stands_still() -> None:
-    given = models.create_segmenter("segformer_tiny", 4).init(jax.random.key(9))
+    given = given_segmenter()
     config = dataclasses.replace(
         CONFIG, anchor="pretrained", segmenter_weights="given", segmenter_start="fresh"
     )
@@ -238,10 +298,16 @@ def test_a_fresh_segmentation_model_learns_from_a_teacher_that_stands_still() ->
 
 
 def test_given_parameters_are_where_the_segmentation_model_starts() -> None:
-    given = models.create_segmenter("segformer_tiny", 4).init(jax.random.key(9))
+    given = given_segmenter()
     config = dataclasses.replace(CONFIG, segmenter_weights="given")
     method = ssvif.build(config, MODEL, Facts(2), start=given)
     assert not moved(given, method.init(jax.random.key(0))["segmenter"])
+
+
+def test_a_pretrained_anchor_needs_its_parameters() -> None:
+    config = dataclasses.replace(CONFIG, anchor="pretrained", segmenter_weights="given")
+    with pytest.raises(ValueError, match="needs the parameters"):
+        ssvif.build(config, MODEL, Facts(2))
 
 
 def test_a_collapsed_run_is_doubted() -> None:
@@ -252,10 +318,15 @@ def test_a_collapsed_run_is_doubted() -> None:
     said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
     assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
     assert method.doubts({"loss": 1.0}) == []
-    # 2 + 4 steps: in the first tenth of the second stage networks are new.
+    # 2 + 4 steps: in the first steps of the second stage networks are new.
     collapsed = {"classes_in_use": 1.0, "agreement": 1.0}
-    assert method.doubts({**collapsed, "step": 2}) == []
-    assert len(method.doubts({**collapsed, "step": 3})) == 1
+    assert method.doubts({**collapsed, "step": 5}) == []
+    assert len(method.doubts({**collapsed, "step": 6})) == 1
+    longer = methods.build(
+        dataclasses.replace(CONFIG, stage1_epochs=0, stage2_epochs=1500), MODEL, Facts(1)
+    )
+    assert longer.doubts({**collapsed, "step": 149}) == []
+    assert len(longer.doubts({**collapsed, "step": 150})) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jaxfuse.evaluate import results
 from jaxfuse.evaluate.plan import BASELINES
 from jaxfuse.evaluate.results import Evaluation, MethodRow, ResultsError, Scores
 from jaxfuse.metrics import Row
-from jaxfuse.report import page, thumbnails
+from jaxfuse.report import page, thumbnails, training
 from jaxfuse.report.page import ReportError
 from jaxfuse.report.training import RunError
 
@@ -408,3 +408,155 @@ def test_four_hundred_pairs_are_small_and_quick(tmp_path: Path) -> None:
         assert complaints(browser) == []
     finally:
         browser.quit()
+
+
+# Downstream evaluations
+
+
+def downstream_folder(folder: Path, times: tuple[str, ...] = ("day", "night") * 3) -> Path:
+    """Made-up confusions of two methods, one far better by day, with panels of two images."""
+    from jaxfuse.data.builders.classes import plain_list
+    from jaxfuse.evaluate import downstream_summary
+    from jaxfuse.evaluate.downstream import Judged
+
+    rng = np.random.default_rng(5)
+    rows = ("plain </script>", "better", "visible")
+    counts = {}
+    for number, row in enumerate(rows):
+        counts[row] = rng.integers(0, 9, (3, len(times), 3, 3)).astype(np.int64)
+        counts[row][..., range(3), range(3)] += 20 + (60 if number == 1 else 0)
+        counts[row][..., 2, :] = counts[row][..., :, 2] = 0  # a class that is nowhere
+    found = Judged(
+        plain_list("mine", ("road", "car & cart", "tram")),
+        tuple(MethodRow(r, "baseline" if r == "visible" else "pictures", r) for r in rows),
+        rows[0],
+        (0, 1, 2),
+        tuple(f"image{i}" for i in range(len(times))),
+        times,  # type: ignore[arg-type]
+        {"retrained": counts, "frozen": counts},
+        {},
+        {},
+        {"segmenter": "segformer_tiny", "steps": 9},
+        ("one remark",),
+        {"jax": "1.2.3"},
+        "2030-01-02T03:04:05+00:00",
+    )
+    downstream_summary.save(found, downstream_summary.summarise(found, resamples=200), folder)
+    (folder / "panels").mkdir()
+    for stem in ("image1", "image4"):
+        images.write(folder / "panels" / f"{stem}.png", picture(len(stem), (90, 700), 3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def downstream_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = downstream_folder(tmp_path_factory.mktemp("downstream"))
+    return page.write(folder / "report.html", folder)
+
+
+def test_a_downstream_folder_has_a_page(downstream_page: Path) -> None:
+    data, pictures = embedded(downstream_page, "data"), embedded(downstream_page, "pictures")
+    told = data["segmentation"]
+    tree = json.loads((downstream_page.parent / "downstream.json").read_text(encoding="utf8"))
+    assert told["times"] == ["all", "day", "night"] and told["remarks"] == ["one remark"]
+    for time, cells in tree["summary"]["retrained"].items():
+        for row, cell in cells.items():
+            shown = told["summary"]["retrained"][time][row]
+            assert shown["miou"]["value"] == pytest.approx(cell["miou"]["value"], rel=1e-5)
+            assert (shown["p"] is None) == ("p_holm" not in cell)
+            assert shown["p"] is None or shown["p"] == pytest.approx(cell["p_holm"], rel=1e-5)
+    assert [p["stem"] for p in told["panels"]] == ["image1", "image4"] and len(pictures) == 2
+    assert "in full size" in told["panels_note"]
+    by_file = page.write(
+        downstream_page.with_name("again.html"), downstream_page.parent / "downstream.json"
+    )
+    assert embedded(by_file, "data")["segmentation"] == told
+
+
+def test_panels_shrink_or_stay_away_until_they_fit(tmp_path: Path) -> None:
+    folder = downstream_folder(tmp_path / "out")
+    whole = sum(map(len, embedded(page.write(tmp_path / "a.html", folder), "pictures")))
+    told = embedded(page.write(tmp_path / "b.html", folder, limit_bytes=100_000), "data")
+    assert told["segmentation"]["panels"] == []
+    assert "Only 0 of 2 panels" in told["segmentation"]["panels_note"]
+    base = len((tmp_path / "b.html").read_text(encoding="utf8"))
+    limit = 100_000 + len(json.dumps(told)) + whole // 2
+    path = page.write(tmp_path / "c.html", folder, limit_bytes=limit)
+    few = embedded(path, "data")["segmentation"]
+    assert 0 < len(path.read_text(encoding="utf8")) - base < 0.6 * whole
+    assert few["panels"] and ("reduced to at most" in few["panels_note"] or "Only 1" in str(few))
+    shutil.rmtree(folder / "panels")
+    told = embedded(page.write(tmp_path / "d.html", folder), "data")["segmentation"]
+    assert told["panels"] == [] and "There are no panels in" in told["panels_note"]
+
+
+def test_a_downstream_folder_that_is_not_whole_is_said(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set.json").write_text("{}", encoding="utf8")
+    with pytest.raises(ReportError, match="a downstream evaluation that has not ended: run the"):
+        page.write(tmp_path / "r.html", tmp_path)
+    for text, words in (
+        ("{", r"downstream\.json: not JSON"),
+        ('{"format": 0}', r"downstream\.json: format 0, this version reads 1"),
+        ('{"format": 1, "settings": {}}', r"downstream\.json: incomplete \(KeyError"),
+    ):
+        (tmp_path / "downstream.json").write_text(text, encoding="utf8")
+        with pytest.raises(ResultsError, match=words):
+            page.write(tmp_path / "r.html", tmp_path)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_browser_shows_what_networks_learned(browser: Any, downstream_page: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    open_page(browser, downstream_page)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('main > section')].filter(s => !s.hidden)"
+        ".map(s => s.id)"
+    )
+    assert shown == ["segmentation", "panels", "configuration"]
+    tables = browser.find_elements(By.CSS_SELECTOR, "#segmentation table")
+    assert len(tables) == 4
+    tree = json.loads((downstream_page.parent / "downstream.json").read_text(encoding="utf8"))
+    cells = tree["summary"]["retrained"]["all"]
+    for row, cell in cells.items():
+        line = next(x for x in tables[0].text.split("\n") if x.startswith(row))
+        assert f"{100 * cell['miou']['value']:.1f}" in line
+    better = tables[0].find_element(By.XPATH, ".//tr[th[text()='better']]")
+    assert "*" in better.text and "best" in better.find_element(By.TAG_NAME, "td").get_attribute(
+        "class"
+    )
+    assert "reference" in tables[0].text and "undefined" in tables[1].text  # tram is nowhere
+    assert len(tables[1].find_elements(By.CSS_SELECTOR, ".swatch")) == 3
+    before = tables[1].text
+    Select(browser.find_element(By.ID, "segmentation-time")).select_by_value("night")
+    tables = browser.find_elements(By.CSS_SELECTOR, "#segmentation table")
+    assert tables[1].text != before
+    panel = browser.find_element(By.CSS_SELECTOR, ".panel")
+    browser.execute_script("arguments[0].scrollIntoView()", panel)
+    wait_for(browser, "document.querySelector('.panel img').naturalWidth === 700")
+    panel.click()
+    assert "full" in panel.get_attribute("class")
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True},
+    )
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert complaints(browser) == []
+
+
+def test_the_page_of_a_collapsed_run_says_so(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    experiment = config.Experiment(name="tried", method=config.SSVIFConfig(anchor="none"))
+    (folder / "config.json").write_text(config.to_json(experiment))
+    (folder / "selection.json").unlink()
+    with (folder / "log.jsonl").open("a") as log:
+        record = {"step": 1310, "stage": "guided", "loss": 0.1, "classes_in_use": 1.0}
+        log.write(json.dumps(record) + "\n")
+    note = training.read_run(folder).training["note"]
+    assert "The segmentations have collapsed: 1.00 of 16 classes in use" in note
+    assert "method.anchor = 'balanced' or 'pretrained'" in note

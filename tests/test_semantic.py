@@ -1,4 +1,4 @@
-"""IoU against sets of pixels counted one by one, and intervals against a slow bootstrap."""
+"""IoU against pixels counted one by one, intervals against slow loops, tests against chance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxfuse.metrics import semantic
 
@@ -68,9 +69,13 @@ def test_a_class_that_nowhere_occurs_is_in_no_mean() -> None:
     np.testing.assert_allclose(semantic.intersection_over_union(found), [0.5, 0.5, np.nan])
     assert semantic.mean_iou(found) == 0.5
     assert np.isnan(semantic.mean_iou(np.zeros((3, 3), int)))
-    # Predicted but not there counts as a miss, and there but not predicted too.
+    # Predicted but not there costs the class that is there, and makes no class of its own.
     wrong = semantic.confusion(np.array([[2, 0, 1, 0]]), labels, 3)
-    np.testing.assert_allclose(semantic.intersection_over_union(wrong), [0.5, 1.0, 0.0])
+    np.testing.assert_allclose(semantic.intersection_over_union(wrong), [0.5, 1.0, np.nan])
+    assert semantic.mean_iou(wrong) == 0.75
+    # There but not predicted is a miss.
+    missed = semantic.confusion(np.array([[0, 0, 0, 0]]), labels, 3)
+    np.testing.assert_allclose(semantic.intersection_over_union(missed), [2 / 3, 0.0, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -86,49 +91,86 @@ def test_what_does_not_fit_is_refused(predicted: np.ndarray, labels: np.ndarray,
         semantic.confusion(predicted, labels, 3)
 
 
-def slow_bootstrap(counts: np.ndarray, other: np.ndarray, draws: int) -> np.ndarray:
-    """Differences in mIoU of resampled images and seeds, drawn one index at a time."""
+def slow_mean(counts: np.ndarray, chosen: list[int]) -> list[float]:
+    """mIoU of each seed over the chosen images, class by class."""
+    found = []
+    for of_seed in counts:
+        total = sum(of_seed[i] for i in chosen)
+        found.append(
+            float(
+                np.mean(
+                    [
+                        total[k, k] / (total[k].sum() + total[:, k].sum() - total[k, k])
+                        for k in range(3)
+                    ]
+                )
+            )
+        )
+    return found
+
+
+def slow_difference(
+    counts: np.ndarray, other: np.ndarray, draws: int
+) -> tuple[float, float, float]:
+    """Difference in mIoU, its standard error and the degrees of freedom, by loops."""
     rng = np.random.default_rng(7)
     seeds, images = counts.shape[:2]
-    found = []
-    for _ in range(draws):
-        chosen = [int(rng.integers(images)) for _ in range(images)]
-        trained = [int(rng.integers(seeds)) for _ in range(seeds)]
-        means = []
-        for each in (counts, other):
-            of_seeds = []
-            for s in trained:
-                total = sum(each[s, i] for i in chosen)
-                of_seeds.append(
-                    np.mean(
-                        [
-                            total[k, k] / (total[k].sum() + total[:, k].sum() - total[k, k])
-                            for k in range(3)
-                        ]
-                    )
-                )
-            means.append(np.mean(of_seeds))
-        found.append(means[0] - means[1])
-    return np.array(found)
+
+    def gaps(chosen: list[int]) -> np.ndarray:
+        return np.subtract(slow_mean(counts, chosen), slow_mean(other, chosen))
+
+    drawn = [gaps([int(rng.integers(images)) for _ in range(images)]).mean() for _ in range(draws)]
+    single = gaps(list(range(images)))
+    over_images, over_seeds = np.var(drawn, ddof=1), np.var(single, ddof=1) / seeds
+    whole = over_images + over_seeds
+    freedom = whole**2 / (over_images**2 / (images - 1) + over_seeds**2 / (seeds - 1))
+    return float(single.mean()), float(np.sqrt(whole)), float(freedom)
 
 
-def test_intervals_are_those_of_a_slow_bootstrap() -> None:
+def test_intervals_and_p_are_those_of_slow_loops() -> None:
     counts, other = stack(3, 12, 0.7), stack(3, 12, 0.6, seed=1)
-    whole, each = semantic.set_scores(counts, other, resamples=4000)
-    slow = slow_bootstrap(counts, other, 2000)
-    assert whole.value == pytest.approx(
-        np.mean(semantic.set_iou(counts)[1]) - np.mean(semantic.set_iou(other)[1])
-    )
-    low, high = np.quantile(slow, [0.025, 0.975])
-    width = high - low
-    assert whole.low == pytest.approx(low, abs=0.1 * width)
-    assert whole.high == pytest.approx(high, abs=0.1 * width)
+    whole, each, p = semantic.set_differences(counts, other, resamples=4000)
+    value, error, freedom = slow_difference(counts, other, 3000)
+    reach = error * stats.t.ppf(0.975, freedom)
+    assert whole.value == pytest.approx(value)
+    assert whole.low == pytest.approx(value - reach, abs=0.06 * reach)
+    assert whole.high == pytest.approx(value + reach, abs=0.06 * reach)
+    assert p == pytest.approx(2 * stats.t.cdf(-value / error, freedom), rel=0.3)
     for kind in range(3):
         gap = np.mean(semantic.set_iou(counts)[0][:, kind]) - np.mean(
             semantic.set_iou(other)[0][:, kind]
         )
         assert each[kind].value == pytest.approx(gap)
         assert each[kind].low < gap < each[kind].high
+
+
+def methods(rng: np.random.Generator, images: int = 40) -> np.ndarray:
+    """Confusions (3, images, 2, 2) of three trainings of one method: each training is better or
+    worse by a point or two, and images differ more than that.
+    """
+    hard = np.random.default_rng(5).uniform(0.5, 0.9, images)
+    share = np.clip(hard + 0.02 * rng.normal(size=(3, 1)), 0, 1)
+    right = rng.binomial(50, np.stack([share, share], -1))
+    return np.stack(
+        [[right[..., 0], 50 - right[..., 0]], [50 - right[..., 1], right[..., 1]]]
+    ).transpose(2, 3, 0, 1)
+
+
+def test_equal_methods_seldom_seem_to_differ() -> None:
+    rng = np.random.default_rng(3)
+    p = np.array(
+        [semantic.set_differences(methods(rng), methods(rng), resamples=60)[2] for _ in range(400)]
+    )
+    # 5 % of them are to lie below 0.05: three seeds are few, and 400 draws of it make one point.
+    assert 0.01 < np.mean(p < 0.05) < 0.085
+    assert 0.3 < np.mean(p < 0.5) < 0.65
+
+
+def test_p_and_interval_say_the_same() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        found, _, p = semantic.set_differences(methods(rng), methods(rng), resamples=50)
+        assert (p < 0.05) == (found.low > 0 or found.high < 0)
 
 
 def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
@@ -138,19 +180,35 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
     other[..., 0, 0] -= 1
     other[..., 0, 1] += 1
     alone, _ = semantic.set_scores(counts)
-    difference, _ = semantic.set_scores(counts, other)
-    assert 0 < difference.low <= difference.value <= difference.high
+    difference, _, p = semantic.set_differences(counts, other)
+    assert 0 < difference.low <= difference.value <= difference.high and p < 0.01
     assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
-    same, _ = semantic.set_scores(counts, counts)
-    assert same == (0.0, 0.0, 0.0)
+    same, _, p = semantic.set_differences(counts, counts)
+    assert same == (0.0, 0.0, 0.0) and p == 1.0
 
 
-def test_one_image_has_no_interval_and_one_seed_a_narrower_one() -> None:
+def test_one_image_has_no_interval_and_one_seed_that_of_images() -> None:
     single, _ = semantic.set_scores(stack(2, 1, 0.7))
     assert math.isfinite(single.value) and math.isnan(single.low) and math.isnan(single.high)
+    *_, p = semantic.set_differences(stack(2, 1, 0.7), stack(2, 1, 0.5))
+    assert math.isnan(p)
     counts = stack(3, 10, 0.5)
     one, _ = semantic.set_scores(counts[:1])
     assert one.low < one.value < one.high
+    perfect, _ = semantic.set_scores(stack(2, 5, 2.0))
+    assert perfect == (1.0, 1.0, 1.0)
+
+
+def test_what_is_averaged_depends_on_the_labels_alone() -> None:
+    # Equal networks but for one pixel, of a class that the labels do not have.
+    one = np.zeros((1, 2, 3, 3), np.int64)
+    one[:, :, 0, 0] = one[:, :, 1, 1] = 100
+    two = one.copy()
+    two[0, 0, 0, 0] -= 1
+    two[0, 0, 0, 2] += 1
+    found, each, _ = semantic.set_differences(one, two)
+    assert found.value == pytest.approx(0.5 * (1 - 199 / 200))
+    assert math.isnan(each[2].value)
 
 
 def test_intervals_do_not_depend_on_how_many_are_drawn_at_once(
@@ -158,19 +216,11 @@ def test_intervals_do_not_depend_on_how_many_are_drawn_at_once(
 ) -> None:
     counts = stack(2, 5, 0.7)
     counts[:, :, 2] = 0  # a class that is not in the labels
-    counts[:, :, :, 2] = 0
     whole, each = semantic.set_scores(counts, resamples=50)
     assert all(math.isnan(x) for x in each[2]) and not any(map(math.isnan, whole))
     monkeypatch.setattr(semantic, "MOST_BYTES", 1)
     again, _ = semantic.set_scores(counts, resamples=50)
-    assert again.value == whole.value and abs(again.low - whole.low) < 0.1
-
-
-def test_image_scores_are_means_over_seeds() -> None:
-    counts = stack(3, 4, 0.7)
-    found = semantic.image_scores(counts)
-    slow = [np.mean([float(semantic.mean_iou(counts[s, i])) for s in range(3)]) for i in range(4)]
-    np.testing.assert_allclose(found, slow)
+    assert again == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +233,14 @@ def test_image_scores_are_means_over_seeds() -> None:
 )
 def test_other_shapes_are_refused(shape: tuple, other: tuple | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        semantic.set_scores(np.zeros(shape), None if other is None else np.zeros(other))
+        if other is None:
+            semantic.set_scores(np.zeros(shape))
+        else:
+            semantic.set_differences(np.zeros(shape), np.zeros(other))
 
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="confidence 1"):
         semantic.set_scores(stack(1, 2, 0.5), confidence=1)
-    with pytest.raises(ValueError, match="resamples 0"):
-        semantic.set_scores(stack(1, 2, 0.5), resamples=0)
+    with pytest.raises(ValueError, match="resamples 1"):
+        semantic.set_scores(stack(1, 2, 0.5), resamples=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,13 @@ LABELS = SSVIFConfig(guidance="labels", classes=3, stage1_epochs=0, stage2_epoch
             lambda x: np.stack([x, x, x], -1),
             "b.png: an index mask stored in three equal channels (values 0, 1, 2)",
         ),
+        (
+            lambda x: np.array([[0, 0, 0], [128, 0, 64], [0, 128, 64]], np.uint8)[x],
+            "b.png: a colour mask (RGB)",
+        ),
         (lambda x: np.full_like(x, 255), "b.png: every pixel is ignored (values 255)"),
     ],
-    ids=["outside the classes", "another size", "colours", "all ignored"],
+    ids=["outside the classes", "another size", "three channels", "colours", "all ignored"],
 )
 @pytest.mark.parametrize("method", [LABELS, SegmentationConfig(classes=3, epochs=1)], ids=type)
 def test_bad_labels_end_training_with_the_values_found(
@@ -225,11 +230,20 @@ def test_segments_before_and_after_stage_two(
     straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "seen"
+    assert cli.main(["segments", str(straight), "--out", str(out), "--limit", "3"]) == 0
+    assert "3 pictures of 4 (--limit 0 for all)" in capsys.readouterr().out
+    assert len(list(out.glob("*.png"))) == 3
     assert cli.main(["segments", str(straight), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "before stage II: A and B agree" in said and "after stage II: A and B agree" in said
     files = sorted(out.glob("*.png"))
     assert len(files) == 4
+    told = json.loads((out / "segments.json").read_text(encoding="utf8"))
+    assert [f"{stem}.png" for stem in told["images"]] == [file.name for file in files]
+    each = [x["after"]["agreement"] for x in told["images"].values()]
+    assert (
+        told["means"]["after"]["agreement"] == pytest.approx(np.mean(each)) and told["step"] == 12
+    )
     run = segments.load(straight)
     assert run.step == 12
     for module in ("fusion", "head"):

@@ -68,6 +68,9 @@ class DownstreamArguments:
     """Folder of the labelled pairs to judge on: ir/, vi/ and labels/."""
     split: str = ""
     """File with one stem a line: the pairs to judge on."""
+    dataset: str = ""
+    """ROOT is the download of this public set (`jaxfuse data list`): its own parts train and test,
+    or those that --train-split and --split name."""
     train_root: str = ""
     """Folder of the labelled pairs to learn from, where it is another one."""
     train_split: str = ""
@@ -103,6 +106,8 @@ class DownstreamArguments:
     """Row that the others are tested against (default: the first method)."""
     devices: int = 0
     """How many local devices train (default: all)."""
+    report: bool = False
+    """Write report.html too."""
     overwrite: bool = False
     """Replace the results that OUT holds, and runs of other settings or pictures."""
 
@@ -134,18 +139,19 @@ def _downstream(arguments: Sequence[str]) -> int:
     from jaxfuse.evaluate import downstream_plan as plan
     from jaxfuse.evaluate import downstream_summary as summary
 
-    own = ("task", "out", "root", "split", "train_root", "train_split", "fused", "weights")
-    own += ("protocol", "overwrite")
+    own = ("task", "out", "root", "split", "dataset", "train_root", "train_split", "fused")
+    own += ("weights", "protocol", "report", "overwrite")
     names = [field.name for field in dataclasses.fields(given) if field.name not in own]
     asked = plan.from_words(
         given.protocol,
         (given.root, given.split),
         (given.train_root, given.train_split),
+        given.dataset,
         given.fused,
         given.weights,
         **{name: getattr(given, name) for name in names},
     )
-    results.make_room(given.out, given.overwrite, summary.WRITTEN)
+    results.make_room(given.out, given.overwrite, (*summary.WRITTEN, "report.html"))
     found = downstream.run(asked, given.out, given.overwrite, progress)
     said = summary.summarise(found)
     files = [*summary.save(found, said, given.out), *panels.write(found, given.out)]
@@ -154,6 +160,10 @@ def _downstream(arguments: Sequence[str]) -> int:
         console.print(table)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
+    if given.report:
+        from jaxfuse.report import page
+
+        files.append(page.write(given.out / "report.html", given.out))
     print("\n".join(str(path) for path in files))
     return DONE
 
@@ -210,7 +220,7 @@ class ReportArguments:
     """One self-contained web page of an evaluation, a run, or both."""
 
     evaluation: Annotated[str, tyro.conf.Positional] = ""
-    """Folder that `jaxfuse evaluate` wrote."""
+    """Folder that `jaxfuse evaluate` wrote, for either task."""
     run: str = ""
     """Folder that `jaxfuse train` wrote: its curves, Top-K selection and configuration."""
     out: Path = Path("report.html")
@@ -244,6 +254,8 @@ class SegmentsArguments:
     """Text file with one stem a line."""
     out: Path = Path("segments")
     """Folder for one picture a pair."""
+    limit: int = 20
+    """At most so many pairs, evenly chosen; 0 takes all."""
 
 
 def segments(arguments: Sequence[str]) -> int:
@@ -251,6 +263,8 @@ def segments(arguments: Sequence[str]) -> int:
     given = parse(SegmentsArguments, arguments, "segments")
     if given.split and not given.root:
         raise ConfigError(f"--split {given.split}: give --root DIR too")
+    if given.limit < 0:
+        raise ConfigError(f"--limit {given.limit}: use 1 or more, or 0 for all")
     from jaxfuse import distributed
     from jaxfuse.config import SourceConfig
     from jaxfuse.data.sources import open_source, without_labels
@@ -263,12 +277,17 @@ def segments(arguments: Sequence[str]) -> int:
     if given.root:
         source = SourceConfig("folders", root=given.root, split=given.split)
     pairs = without_labels(open_source(source))
-    means, written = job.write(run, pairs, given.out, progress("segmenting"))
+    count = len(pairs)
+    chosen = range(count)
+    if given.limit and given.limit < count:
+        chosen = [i * count // given.limit for i in range(given.limit)]
+    means, written = job.write(run, pairs, given.out, progress("segmenting"), chosen)
     for when, signs in means.items():
         print(
             f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "
             f"{signs['classes_in_use']:.1f} classes in use in an image; confidence "
             f"{signs['confidence']:.2f}"
         )
-    print(f"{given.out}: {len(written)} pictures")
+    of_all = "" if len(written) == count else f" of {count} (--limit 0 for all)"
+    print(f"{given.out}: {len(written)} pictures{of_all}")
     return DONE

@@ -28,8 +28,8 @@ class FuseArguments:
     bits: Literal[8, 16] = 8
     """Bits per channel of the result."""
     method: Literal["auto", "whole", "strips", "devices", "tiles"] = "auto"
-    """How large images are processed. All but tiles, which is approximate, give the same picture.
-    """
+    """How large images are processed. All but tiles, which is approximate, give the same picture;
+    strips and devices (rows split over all devices) need exact windows (crossfuse)."""
     stretch: Literal["none", "minmax"] = "none"
     """minmax spreads each picture over the whole range, as the published test script does."""
     infrared_stretch: Literal["none", "minmax", "percentile"] = "none"

@@ -6,12 +6,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jaxfuse.cli.words import DONE, FAILED, gather, parse, progress, usage
 from jaxfuse.config import ConfigError
+
+if TYPE_CHECKING:
+    from jaxfuse.data.builders.classes import ClassList
 
 _USAGE = """usage: jaxfuse data check ROOT [--split FILE] [--dataset NAME]
        jaxfuse data list [NAME]
@@ -58,7 +61,10 @@ def _check(arguments: Sequence[str]) -> int:
         from jaxfuse.data.builders import layouts, soundness
 
         checked = soundness.check_download(
-            layouts.named(given.dataset), given.root, coding=given.label_coding
+            layouts.named(given.dataset),
+            given.root,
+            coding=given.label_coding,
+            progress=progress("checking"),
         )
         print(checked.text())
         return DONE if checked.ok else FAILED
@@ -68,28 +74,31 @@ def _check(arguments: Sequence[str]) -> int:
     from jaxfuse.data.check import check_folders
 
     if given.root.is_dir() and marks.is_prepared(given.root):
-        said, wrong = marks.verify(given.root)
-        print("\n".join([*said, *(f"error: {error}" for error in wrong)]))
+        wrong = []
+        for folder in marks.all_prepared(given.root):
+            said, found = marks.verify(folder)
+            print("\n".join([*said, *(f"error: {error}" for error in found)]))
+            wrong += found
         print(f"{len(wrong)} errors")
         return FAILED if wrong else DONE
     report = check_folders(
-        root=str(given.root), split=given.split, classes=_class_count(given.classes)
+        root=str(given.root), split=given.split, classes=_class_list(given.classes)
     )
     print(report.text())
     return FAILED if report.errors else DONE
 
 
-def _class_count(given: str) -> int:
-    """How many classes labels may name; 0 takes any."""
+def _class_list(given: str) -> ClassList | None:
+    """What label files may hold; None takes anything."""
     if not given:
-        return 0
+        return None
+    from jaxfuse.data.builders.classes import numbered, read_class_list
+
     if given.isdigit():
         if not 2 <= int(given) <= 255:
             raise ConfigError(f"--classes {given}: use 2 to 255")
-        return int(given)
-    from jaxfuse.data.builders.classes import read_class_list
-
-    return len(read_class_list(given))
+        return numbered(int(given))
+    return read_class_list(given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +173,7 @@ def _prepare(arguments: Sequence[str]) -> int:
         classes=known,
         allow_incomplete=given.allow_incomplete,
         progress=progress("writing"),
+        checking=progress("checking"),
         report=lambda checked: print(checked.text(), file=sys.stderr),
     )
     print(done.text())

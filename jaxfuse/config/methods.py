@@ -148,7 +148,7 @@ class SSVIFConfig:
     weighting_window: int = 20
     """dwa: steps each of the two loss averages covers."""
     ramp: float = 0.25
-    """ramp: share of stage II over which the guidance grows from 0 to its weight."""
+    """ramp: share of stage II over which guidance grows from exp(-5) of its weight to all of it."""
     intensity_weight: float = 1.0
     """Of mean |max(Y, IR) - F|."""
     gradient_weight: float = 10.0
@@ -194,10 +194,17 @@ class SSVIFConfig:
         )
         fresh = self.segmenter_start == "fresh"
         require(
-            not fresh or self.anchor == "pretrained",
+            not fresh or (self.anchor == "pretrained" and self.guidance == "consistency"),
             "method.segmenter_start",
             self.segmenter_start,
-            "a fresh segmentation model beside weights needs method.anchor = 'pretrained'",
+            "a fresh segmentation model beside weights needs method.anchor = 'pretrained' and "
+            "method.guidance = 'consistency'",
+        )
+        require(
+            self.guidance != "none" or not self.segmenter_weights,
+            "method.segmenter_weights",
+            self.segmenter_weights,
+            "not used with method.guidance = 'none': leave it empty",
         )
         require(
             not fresh or self.teacher_decay == 1.0,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfuse.data.builders.classes import check_labels, read_classes
+from jaxfuse.data.builders.classes import ClassList, check_labels
 from jaxfuse.data.folders import Listing, Scan, read_boxes, require_equal_sizes, scan
 from jaxfuse.data.images import (
     SMALL_RANGE,
@@ -23,8 +23,8 @@ from jaxfuse.data.images import (
     black,
     decode,
     infrared_from,
+    read_mask,
 )
-from jaxfuse.data.pairs import IGNORE
 
 FLAT_LEVELS = 2
 """An 8-bit image that spans no more levels than this shows nothing; compression adds that much."""
@@ -38,6 +38,11 @@ class Problem:
     file: str
     value: str
     remedy: str
+
+    @classmethod
+    def of(cls, error: FileError) -> Problem:
+        """What an error says of its file."""
+        return cls(error.file, error.value, error.remedy)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.value}: {self.remedy}"
@@ -117,12 +122,8 @@ class _Facts(NamedTuple):
     warnings: tuple[Problem, ...]
 
 
-def _problem(error: FileError) -> Problem:
-    return Problem(error.file, error.value, error.remedy)
-
-
 def _unreadable(error: FileError) -> _Facts:
-    return _Facts(None, 0, 0.0, (_problem(error),), ())
+    return _Facts(None, 0, 0.0, (Problem.of(error),), ())
 
 
 def _look_at_image(path: Path, band: str) -> _Facts:
@@ -137,7 +138,7 @@ def _look_at_image(path: Path, band: str) -> _Facts:
         try:
             infrared_from(decoded, path)
         except FileError as error:
-            errors.append(_problem(error))
+            errors.append(Problem.of(error))
     low, high, full = pixels.min(), pixels.max(), _FULL[bits]
     if high == low or (bits == 8 and int(high) - int(low) <= FLAT_LEVELS):
         dark = black(decoded)
@@ -155,46 +156,44 @@ def _look_at_image(path: Path, band: str) -> _Facts:
 
 
 def _look_at_labels(
-    path: Path, shape: tuple[int, ...] | None, classes: int
+    path: Path, shape: tuple[int, ...] | None, classes: ClassList | None
 ) -> tuple[set[int], list[Problem]]:
-    """(values that occur, errors)."""
+    """(values that occur in the file, errors)."""
     try:
-        labels = read_classes(path, None)
+        stored = read_mask(path)
     except FileError as error:
-        return set(), [_problem(error)]
-    values = set(np.unique(labels).tolist())
-    errors = []
-    try:
-        check_labels(labels, None, path, (shape[0], shape[1]) if shape else None)
-    except FileError as error:
-        errors.append(_problem(error))
-    wrong = sorted(values - set(range(classes)) - {IGNORE}) if classes else []
-    if wrong:
-        shown = ", ".join(map(str, wrong[:10])) + (" ..." if len(wrong) > 10 else "")
-        remedy = f"with {classes} classes labels are 0..{classes - 1}, and {IGNORE} = ignore"
-        errors.append(Problem(str(path), f"labels {shown}", remedy))
-    return values, errors
+        return set(), [Problem.of(error)]
+    errors: list[Problem] = []
+    # One after the other: a map of another size may hold wrong values too.
+    for size, known in ((stored.shape[:2], classes), (shape[:2] if shape else None, None)):
+        try:
+            check_labels(stored, known, path, size)
+        except FileError as error:
+            if Problem.of(error) not in errors:
+                errors.append(Problem.of(error))
+    return set(np.unique(stored).tolist()) if stored.ndim == 2 else set(), errors
 
 
 def _look_at_boxes(
-    path: Path, shape: tuple[int, ...] | None, classes: int
+    path: Path, shape: tuple[int, ...] | None, classes: ClassList | None
 ) -> tuple[list[int], list[Problem]]:
     """(class of each box, errors). Without the image's size the boxes are read in units of it."""
     try:
         boxes = read_boxes(path, *(shape[:2] if shape else (1, 1)))
     except FileError as error:
-        return [], [_problem(error)]
+        return [], [Problem.of(error)]
     kinds = boxes[:, 4].astype(int).tolist()
-    wrong = sorted({kind for kind in kinds if classes and kind >= classes})
+    count = len(classes) if classes is not None else 0
+    wrong = sorted({kind for kind in kinds if count and kind >= count})
     if not wrong:
         return kinds, []
-    remedy = f"with {classes} classes they are 0..{classes - 1}"
+    remedy = f"with {count} classes they are 0..{count - 1}"
     return kinds, [Problem(str(path), f"class {', '.join(map(str, wrong))}", remedy)]
 
 
 def _by_name(found: Scan, split: str) -> tuple[list[Problem], list[Problem]]:
     """The errors and warnings that the names alone show."""
-    errors = [_problem(error) for error in found.errors]
+    errors = [Problem.of(error) for error in found.errors]
     warnings: list[Problem] = []
     for stem in found.missing:
         lacks = [
@@ -261,14 +260,15 @@ def check_folders(
     infrared: str = "",
     visible: str = "",
     split: str = "",
-    classes: int = 0,
+    classes: ClassList | None = None,
     threads: int = 0,
 ) -> Report:
     """Opens every file of a set of pairs and reports all problems; arguments as in `open_folders`.
 
     With a split only the pairs that it chooses are opened, and unpaired files are warnings.
-    classes: how many classes labels and boxes may name; 0 takes any. threads: 0 takes one a core,
-    at most eight. Nothing in the files raises: it stands in the report.
+    classes: what label files may hold, as the list has it in files, and boxes, which count from 0;
+    None takes any. threads: 0 takes one a core, at most eight. Nothing in the files raises: it
+    stands in the report.
     """
     found = scan(root, infrared, visible, split)
     errors, warnings = _by_name(found, split)
@@ -303,7 +303,7 @@ def check_folders(
             require_equal_sizes(ir[stem], first[:2], vi[stem], second[:2])
             sizes[f"{first[0]}x{first[1]}"] += 1
         except FileError as error:
-            errors.append(_problem(error))
+            errors.append(Problem.of(error))
     summary["sizes"] = dict(sizes)
     summary["infrared"] = _band(facts[path] for path in ir_files)
     summary["visible"] = _band(facts[path] for path in vi_files)

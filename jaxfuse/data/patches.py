@@ -57,7 +57,8 @@ def grid(
     if height < size or width < size:
         raise DataError(
             f"{name}: {height}x{width} pixels is smaller than a {size}x{size} patch: "
-            f"use a patch size of at most {min(height, width)}, or leave this image out"
+            f"use a patch size (--data.patch-size, in evaluate --patch-size) of at most "
+            f"{min(height, width)}, or leave this image out"
         )
     rows, columns = range(0, height - size + 1, stride), range(0, width - size + 1, stride)
     return [(y, x) for y in rows for x in columns]

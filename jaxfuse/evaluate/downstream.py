@@ -192,7 +192,9 @@ def _write_set(
 ) -> dict[str, Part]:
     folder = out / "set"
     marker = folder / "set.json"
-    sources = {part: to_dict(getattr(plan, part)) for part in PARTS}
+    sources = {
+        part: to_dict(getattr(plan, part)) | downstream_set.identity(pairs[part]) for part in PARTS
+    }
     text = json.dumps({**sources, "classes": classes.names}, indent=1) + "\n"
     if folder.exists() and any(folder.iterdir()):
         same = marker.exists() and marker.read_text(encoding="utf8") == text

@@ -170,40 +170,58 @@ def from_words(
     protocol: str,
     test: tuple[str, str],
     train: tuple[str, str],
+    dataset: str,
     fused: Sequence[str],
     weights: Sequence[str],
     **changes: Any,
 ) -> Plan:
     """A plan from a protocol file, or from folders, with more methods as [NAME=]PLACE.
 
-    test, train: root and split file; train's root is test's where it is empty. changes: fields of
-    `Plan`, taken where they are not empty. Raises PlanError.
+    test, train: root and split file; train's root is test's where it is empty. dataset: the public
+    set that the root is a download of, whose splits are named (train and test). changes: fields of
+    `Plan`, taken where they are not empty; steps take the place of a file's epochs, and the other
+    way round. Raises PlanError.
     """
     given = {name: value for name, value in changes.items() if value}
     if str(given.get("classes", "")).isdigit():
         given["classes"] = int(given["classes"])
     methods = contenders(fused, weights)
     if protocol:
-        if any((*test, *train)):
+        if any((*test, *train, dataset)):
             raise PlanError(
-                f"--protocol {protocol} names the sets: leave out --root, --split, --train-root "
-                "and --train-split"
+                f"--protocol {protocol} names the sets: leave out --root, --split, --train-root, "
+                "--train-split and --dataset"
             )
         base = read_protocol(protocol)
+        lengths = {name: 0 for name in ("steps", "epochs")}
+        if lengths.keys() & given.keys():
+            given = lengths | given
         return dataclasses.replace(base, methods=(*base.methods, *methods), **given)
     if not test[0]:
         raise PlanError("no labelled pairs: give --root DIR, or --protocol FILE")
+    asked = ((train[0] or test[0], train[1]), test)
+    if not dataset and asked[0][0] == test[0]:
+        for option, split in (("--train-split", train[1]), ("--split", test[1])):
+            if not split:
+                raise PlanError(
+                    f"--root {test[0]}: give {option} FILE too (one stem a line), or --train-root "
+                    "DIR, or --dataset NAME for the download of a public set: the networks learn "
+                    "from other pairs than they are judged on"
+                )
+        if train[1] == test[1]:
+            raise PlanError(
+                f"--split {test[1]}: is --train-split too: the networks learn from other pairs "
+                "than they are judged on: give another file"
+            )
     parts = []
-    for root, split in ((train[0] or test[0], train[1]), test):
+    for (root, split), part in zip(asked, PARTS, strict=True):
         try:
-            parts.append(SourceConfig("folders", root=root, split=split))
+            if dataset:
+                parts.append(SourceConfig("dataset", root=root, name=dataset, split=split or part))
+            else:
+                parts.append(SourceConfig("folders", root=root, split=split))
         except ConfigError as error:
             raise PlanError(str(error)) from None
-    if parts[0] == parts[1]:
-        raise PlanError(
-            f"--root {test[0]}: give --train-split FILE and --split FILE, or --train-root DIR: "
-            "the networks learn from other pairs than they are judged on"
-        )
     return Plan(parts[0], parts[1], tuple(methods), **given)
 
 

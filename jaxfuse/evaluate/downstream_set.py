@@ -6,6 +6,7 @@ FOLDER/vi/STEM.png  FOLDER/ir/STEM.png  FOLDER/labels/STEM.png  FOLDER/stems.txt
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +18,14 @@ from jaxfuse.data.builders.base import Time, time_at
 from jaxfuse.data.builders.classes import (
     ClassList,
     check_labels,
+    numbered,
     plain_list,
     read_class_list,
 )
 from jaxfuse.data.builders.downloads import DownloadPairs
+from jaxfuse.data.builders.marks import COMPLETE, read_json
 from jaxfuse.data.builders.records import RecordPairs
+from jaxfuse.data.builders.shards import digest
 from jaxfuse.data.images import FileError
 from jaxfuse.data.pairs import IGNORE, Pairs
 from jaxfuse.data.sources import files_of
@@ -61,7 +65,7 @@ def class_list(given: int | str, train: Pairs, test: Pairs) -> ClassList:
     sets have others or none.
     """
     if isinstance(given, int):
-        return plain_list("classes", [f"class {i}" for i in range(given)])
+        return numbered(given)
     known = [getattr(pairs, "classes", None) for pairs in (train, test)]
     names = [classes.names for classes in known if classes is not None]
     if len(set(names)) > 1:
@@ -87,15 +91,33 @@ def class_list(given: int | str, train: Pairs, test: Pairs) -> ClassList:
 
 
 def check_apart(train: Pairs, test: Pairs) -> None:
-    """Raises PlanError where a pair is in both parts: that would be judging what was learned."""
+    """Raises PlanError where a pair is in both parts: that would be judging what was learned.
+
+    Records do not tell which files they were made of: where one has the stem of a pair in the other
+    part, in whatever set and split, the pictures themselves are compared.
+    """
     learned = {_origin(train, i) for i in range(len(train))}
     both = [i for i in range(len(test)) if _origin(test, i) in learned]
+    if not both and any(isinstance(pairs, RecordPairs) for pairs in (train, test)):
+        stems = {train.stem(i): i for i in range(len(train))}
+        both = [
+            i
+            for i in range(len(test))
+            if (k := stems.get(test.stem(i))) is not None and _alike(train, k, test, i)
+        ]
     if both:
         first = (*files_of(test, both[0])[:1], test.stem(both[0]))[0]
         raise PlanError(
             f"{first}: is in both parts, as {len(both)} pairs are: a network is judged on pictures "
             "it has not learned from; give other splits, or another seed of made-up scenes"
         )
+
+
+def _alike(ours: Pairs, i: int, theirs: Pairs, k: int) -> bool:
+    if ours.size(i) != theirs.size(k):
+        return False
+    a, b = ours[i], theirs[k]
+    return np.array_equal(a.visible, b.visible) and np.array_equal(a.infrared, b.infrared)
 
 
 def _origin(pairs: Pairs, i: int) -> tuple[object, ...]:
@@ -107,10 +129,28 @@ def _origin(pairs: Pairs, i: int) -> tuple[object, ...]:
     return "file", *(path.resolve() for path in files_of(pairs, i)[:1])
 
 
+def identity(pairs: Pairs) -> dict[str, str]:
+    """What tells pairs that are read from no files of their own from others of the same settings:
+    a digest of the records, or of what the first generated scene looks like. Empty for files, whose
+    times tell.
+    """
+    if isinstance(pairs, RecordPairs):
+        shards = read_json(pairs.folder / COMPLETE)["splits"]
+        return {"records_sha256": digest(shards)}
+    if isinstance(pairs, SyntheticPairs):
+        first = pairs[0]
+        found = hashlib.sha256()
+        for pixels in (first.visible, first.infrared, first.labels):
+            found.update(np.rint(np.float64(255) * pixels).astype(np.int64).tobytes())
+        return {"first_scene_sha256": found.hexdigest()}
+    return {}
+
+
 def write(
     name: str, pairs: Pairs, folder: Path, classes: ClassList, progress: Progress | None = None
 ) -> Part:
-    """Writes a part; pictures that are newer than what they are made of stay.
+    """Writes a part; pictures that are newer than the files they are made of stay, and so do those
+    that are made of no files: `identity` tells whether they may.
 
     16-bit pictures stay 16 bits deep. Raises DataError for a pair that cannot be read, sizes that
     differ, and label maps with values outside the list or nothing but ignored pixels.

@@ -25,7 +25,7 @@ WRITTEN = ("downstream.json", "downstream.npz", "downstream.csv", "table.md")
 """What a downstream evaluation leaves in its folder besides pictures and runs."""
 WAYS = {
     "retrained": "networks that learned from the row's own pictures",
-    "frozen": "networks that never saw the row's pictures before",
+    "frozen": "one set of networks for all rows, trained on other pictures or on visible ones",
 }
 
 
@@ -41,11 +41,11 @@ class Cell:
     """mIoU of each seed."""
     images: int
     difference: Interval | None = None
-    """mIoU minus the reference's, the same images and seeds drawn for both."""
+    """mIoU minus the reference's, paired by image and seed."""
     p: float = math.nan
-    """Paired Wilcoxon over images of their mIoU, mean over seeds, against the reference."""
+    """Of no difference, paired by image and seed: see `semantic.set_differences`."""
     adjusted: float = math.nan
-    """After Holm's correction over all rows."""
+    """After Holm's correction over the other rows of this way and time of day."""
 
 
 Summary = dict[str, dict[str, dict[str, Cell]]]
@@ -72,21 +72,19 @@ def summarise(found: Judged, resamples: int = 2000) -> Summary:
 
 def _of_images(counts: Mapping[str, np.ndarray], found: Judged, resamples: int) -> dict[str, Cell]:
     base = counts[found.reference]
-    tests = statistics.compare(
-        {row: semantic.image_scores(x) for row, x in counts.items()}, found.reference
-    )
     cells = {}
     for row, each in counts.items():
         mean, classes = semantic.set_scores(each, resamples=resamples)
         seeds = tuple(map(float, semantic.set_iou(each)[1]))
-        cell = Cell(mean, classes, seeds, each.shape[1])
+        cells[row] = Cell(mean, classes, seeds, each.shape[1])
         if row != found.reference:
-            difference, _ = semantic.set_scores(each, base, resamples=resamples)
-            cell = dataclasses.replace(
-                cell, difference=difference, p=tests[row].p, adjusted=tests[row].adjusted
-            )
-        cells[row] = cell
-    return cells
+            difference, _, p = semantic.set_differences(each, base, resamples=resamples)
+            cells[row] = dataclasses.replace(cells[row], difference=difference, p=p)
+    adjusted = statistics.holm([cell.p for cell in cells.values()])
+    return {
+        row: dataclasses.replace(cell, adjusted=float(p))
+        for (row, cell), p in zip(cells.items(), adjusted, strict=True)
+    }
 
 
 def save(found: Judged, said: Summary, out: str | Path) -> list[Path]:
@@ -177,14 +175,14 @@ def lines(found: Judged) -> list[tuple[Any, ...]]:
 
 def significance(found: Judged) -> str:
     """How many images and seeds stand behind the numbers, and what a star means."""
-    others, images = len(found.rows) - 1, len(found.stems)
-    behind = f"{images} images, {len(found.seeds)} seeds, 95 % intervals"
-    least = others * 2.0 ** (1 - images)
-    if least >= LEVEL:
-        return f"{behind}; so few images cannot show a difference (smallest p {min(1, least):.2g})"
+    images, seeds = len(found.stems), len(found.seeds)
+    behind = f"{images} images, {seeds} seeds"
+    if images == 1:
+        return f"{behind}: one image has no interval"
+    over = "images and seeds" if seeds > 1 else "images; other trainings are not covered"
     return (
-        f"{behind} over both; * differs from {found.reference}: paired Wilcoxon over images, Holm "
-        "over all rows, 5 %"
+        f"{behind}, 95 % intervals over {over}; * differs from {found.reference}: paired test over "
+        f"the same, Holm over the rows of a table, 5 %"
     )
 
 

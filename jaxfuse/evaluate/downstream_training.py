@@ -88,7 +88,11 @@ def learn(experiment: Experiment, folder: Path, steps: int, digest: str, overwri
         return done
     make_folder(folder.parent)
     images.write_bytes(mark, f"{digest}\n".encode())
-    loop.run(experiment, folder)
+    if loop.run(experiment, folder).asked_to_stop:
+        raise loop.Preempted(
+            f"{folder.parent}: stopped on request, this training is done: give the same command "
+            "again to continue"
+        )
     return done
 
 

@@ -7,7 +7,8 @@ A: the light head on fused features. B: the segmentation network on the fused im
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from jaxfuse.shapes import Gray, Params, Rgb
 from jaxfuse.train import setup
 from jaxfuse.train.state import TrainState, init_state
 
+FORMAT = 1
 SIGNS = ("classes_in_use", "confidence", "agreement")
 Progress = Callable[[int, int, str], None]
 
@@ -114,17 +116,23 @@ def _program(run: Run) -> Callable[[Params, Gray, Gray, Rgb], tuple[jax.Array, .
 
 
 def write(
-    run: Run, pairs: Pairs, out: str | Path, progress: Progress | None = None
+    run: Run,
+    pairs: Pairs,
+    out: str | Path,
+    progress: Progress | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[Path]]:
-    """OUT/STEM.png of each pair: the fused picture, A and B, before stage II and after it.
+    """OUT/STEM.png of each pair: the fused picture, A and B, before stage II and after it; and the
+    signs of each image and their means in OUT/segments.json. chosen: numbers of the pairs (all).
 
     Returns the means of the signs before and after ("classes_in_use", "confidence", "agreement";
-    each image by itself), and the files. Images go through the networks whole.
+    each image by itself), and the pictures. Images go through the networks whole.
     """
     out = Path(out)
     program = _program(run)
+    chosen = range(len(pairs)) if chosen is None else chosen
     smallest = run.networks.segmenter.smallest
-    small = [i for i in range(len(pairs)) if min(pairs.size(i)) < smallest]
+    small = [i for i in chosen if min(pairs.size(i)) < smallest]
     if small:
         height, width = pairs.size(small[0])
         raise SegmentsError(
@@ -137,7 +145,8 @@ def write(
     classes = plain_list("pseudo-classes", [str(i) for i in range(count)])
     found: dict[str, list[np.ndarray]] = {"before": [], "after": []}
     written = []
-    for i, sources in enumerate(_read(pairs)):
+    for done, i in enumerate(chosen, start=1):
+        sources = _read(pairs, i)
         seen = {}
         for when, params in (("before", run.before), ("after", run.after)):
             *shown, signs = jax.device_get(program(params, *sources))
@@ -148,19 +157,32 @@ def write(
         images.write(path, picture.astype(np.float32) / np.float32(255))
         written.append(path)
         if progress:
-            progress(i + 1, len(pairs), pairs.stem(i))
+            progress(done, len(chosen), pairs.stem(i))
     means = {
         when: dict(zip(SIGNS, np.mean(rows, axis=0).tolist(), strict=True))
         for when, rows in found.items()
     }
+    tree = {
+        "format": FORMAT,
+        "experiment": run.experiment.name,
+        "step": run.step,
+        "means": means,
+        "images": {
+            pairs.stem(i): {
+                when: dict(zip(SIGNS, map(float, rows[k]), strict=True))
+                for when, rows in found.items()
+            }
+            for k, i in enumerate(chosen)
+        },
+    }
+    images.write_bytes(out / "segments.json", (json.dumps(tree, indent=1) + "\n").encode())
     return means, written
 
 
-def _read(pairs: Pairs) -> Iterator[tuple[Any, Any, Any]]:
-    for i in range(len(pairs)):
-        pair = pairs[i]
-        visible = jnp.asarray(pair.visible)[None]
-        yield color.luma(visible), jnp.asarray(pair.infrared)[None], visible
+def _read(pairs: Pairs, i: int) -> tuple[Any, Any, Any]:
+    pair = pairs[i]
+    visible = jnp.asarray(pair.visible)[None]
+    return color.luma(visible), jnp.asarray(pair.infrared)[None], visible
 
 
 def _panel(sources: tuple[Any, ...], seen: dict[str, list[Any]], classes: ClassList) -> np.ndarray:

@@ -96,7 +96,7 @@ def towards(
     each = distance(logits, target, kind)
     if not weigh:
         return jnp.mean(each)
-    # Never 0: a target without any certainty, as balancing makes of a constant map, still pulls.
+    # Never 0: what balancing makes of a nearly constant map is hardly sure, and must still pull.
     weight = LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * certainty(target)
     # Relative to the mean certainty of all devices: the loss keeps its scale while targets are
     # still unsure.
@@ -104,24 +104,34 @@ def towards(
     return jnp.mean(weight * each) / jnp.maximum(mean, TINY)
 
 
+def _entropy(p: Array) -> Array:
+    """Of the last axis, in nats."""
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, TINY)), axis=-1)
+
+
 def signs(a: Features, b: Features, axis_name: str | None = None) -> Metrics:
     """What shows whether two segmentations mean anything.
 
-    classes_in_use: exp of the entropy of the mean prediction, 1 to k; classes_told_apart: the same
-    divided by exp of the mean entropy of a prediction, which is 1 for any map that is the same
-    everywhere, sure or not; both of the worse of the two. confidence: mean largest probability, of
-    both; agreement: share of pixels with equal classes.
+    classes_in_use: exp of the entropy of the mean prediction, 1 to k; classes_told_apart: exp of
+    what a cell's class says about the image it is in (mutual information at equal places, over the
+    images of the batch; of one image alone, over its cells), which is 1 for maps that are the same
+    in every image, sure or not; both of the worse of the two. confidence: mean largest probability,
+    of both; agreement: share of the segmentations' cells with equal classes.
     """
+
+    def over_devices(x: Array) -> Array:
+        return x if axis_name is None else lax.pmean(x, axis_name)
+
+    images = a.shape[0] * (1 if axis_name is None else lax.psum(1, axis_name))
     used, told, sure = [], [], []
     for logits in (a, b):
         p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        mean = jnp.mean(p, axis=(0, 1, 2))
-        mean = mean if axis_name is None else lax.pmean(mean, axis_name)
-        spread = -jnp.sum(mean * jnp.log(jnp.maximum(mean, TINY)))
-        unsure = -jnp.mean(jnp.sum(p * jnp.log(jnp.maximum(p, TINY)), axis=-1))
-        unsure = unsure if axis_name is None else lax.pmean(unsure, axis_name)
+        there = over_devices(jnp.mean(p, axis=0))
+        mean = jnp.mean(there, axis=(0, 1))
+        spread, unsure = _entropy(mean), over_devices(jnp.mean(_entropy(p)))
+        among = jnp.mean(_entropy(there)) if images > 1 else spread
         used.append(jnp.exp(spread))
-        told.append(jnp.exp(spread - unsure))
+        told.append(jnp.exp(among - unsure))
         sure.append(jnp.mean(jnp.max(p, axis=-1)))
     equal = jnp.mean((jnp.argmax(a, axis=-1) == jnp.argmax(b, axis=-1)).astype(jnp.float32))
     return {

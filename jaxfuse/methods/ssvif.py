@@ -45,10 +45,10 @@ from jaxfuse.shapes import Batch, Features, Gray, Metrics, Params, PRNGKey, Rgb,
 MODULES = ("fusion", "head", "segmenter")
 FEW_CLASSES = 1.5
 """Classes in use below which two segmentations agree on nothing: a sure constant map has 1."""
-FEW_TOLD_APART = 1.2
-"""The same of classes told apart, which an unsure constant map has 1 of, though it uses all."""
-EARLY = 0.1
-"""Share of stage II before which nothing is said of collapse."""
+FEW_TOLD_APART = 1.1
+"""The same of classes told apart, of which maps that are the same in every image have 1."""
+EARLY, NEW = 0.1, 100
+"""Share and steps of stage II before which nothing is said of collapse, but at its end."""
 LARGEST = 1e3
 """Of the weight that gradnorm gives: a guidance without gradient has nothing to be scaled up."""
 TINY = 1e-12
@@ -202,6 +202,30 @@ def fusion_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     return objective
 
 
+def guidance_loss(
+    networks: Networks,
+    config: SSVIFConfig,
+    params: Params,
+    memory: Memory,
+    examples: Batch,
+    image: Gray,
+    features: Features,
+    axis_name: str | None = None,
+) -> tuple[Scalar, Metrics]:
+    """Agreement of A (of the features) and B (of the image), or B's cross-entropy with labels."""
+    shown = color_image(image, examples["color"])
+    b = networks.segmenter.apply(params["segmenter"], shown)
+    if config.guidance == "labels":
+        loss, accuracy = segmentation.labels_loss(b, examples["labels"], axis_name)
+        return loss, {"accuracy": accuracy}
+    a = networks.head.apply(params["head"], features)
+    teacher = None
+    if "teacher" in memory:
+        teacher = networks.segmenter.apply(memory["teacher"], shown)
+    loss = cross_loss(config, a, b, teacher, axis_name)
+    return loss, consistency.signs(a, b, axis_name)
+
+
 def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
     """Stage II: w_f * fusion loss + w_c * agreement of A and B, or B's cross-entropy."""
 
@@ -217,20 +241,11 @@ def guided_objective(networks: Networks, config: SSVIFConfig) -> Objective:
         fused = networks.fusion.apply(params["fusion"], visible, infrared)
 
         def losses(image: Gray, features: Features) -> tuple[tuple[Scalar, Scalar], Metrics]:
-            whole, seen = fusion_loss(config, visible, infrared, image)
-            shown = color_image(image, examples["color"])
-            b = networks.segmenter.apply(params["segmenter"], shown)
-            if config.guidance == "labels":
-                labels = examples["labels"]
-                guidance, seen["accuracy"] = segmentation.labels_loss(b, labels, axis_name)
-            else:
-                a = networks.head.apply(params["head"], features)
-                teacher = None
-                if "teacher" in memory:
-                    teacher = networks.segmenter.apply(memory["teacher"], shown)
-                guidance = cross_loss(config, a, b, teacher, axis_name)
-                seen |= consistency.signs(a, b, axis_name)
-            return (whole, guidance), seen
+            whole, terms = fusion_loss(config, visible, infrared, image)
+            guidance, seen = guidance_loss(
+                networks, config, params, memory, examples, image, features, axis_name
+            )
+            return (whole, guidance), {**terms, **seen}
 
         if config.weighting == "gradnorm":
             (whole, guidance), pull, seen = jax.vjp(
@@ -264,11 +279,15 @@ def collapse(config: SSVIFConfig, begun: int, record: Mapping[str, float]) -> li
     told = record.get("classes_told_apart", math.inf)
     if used >= FEW_CLASSES and told >= FEW_TOLD_APART:
         return []
+    if used < FEW_CLASSES:
+        found = "the segmentations have collapsed"
+    else:
+        found = "the segmentations are the same in every image"
+    anchor = "" if config.anchor != "none" else "use method.anchor = 'balanced' or 'pretrained', "
     return [
-        f"the segmentations have collapsed: {used:.2f} of {config.classes} classes in use, "
-        f"{told:.2f} told apart, so that they agree ({record.get('agreement', math.nan):.0%}) on "
-        "nothing and teach the fusion nothing: use method.anchor = 'balanced' or 'pretrained' (it "
-        f"is {config.anchor!r}), train longer, or lower method.guidance_weight"
+        f"{found}: {used:.2f} of {config.classes} classes in use, {told:.2f} told apart; agreeing "
+        f"({record.get('agreement', math.nan):.0%}) they teach the fusion nothing: {anchor}train "
+        "longer, or lower method.guidance_weight"
     ]
 
 
@@ -287,6 +306,8 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
     place of random ones.
     """
     networks = make_networks(config, model)
+    if config.guidance == "consistency" and config.anchor == "pretrained" and start is None:
+        raise ValueError("a pretrained anchor needs the parameters of its segmentation model")
     steps1 = math.ceil(config.stage1_epochs * facts.steps_per_epoch)
     steps2 = math.ceil(config.stage2_epochs * facts.steps_per_epoch)
     rates = {
@@ -362,13 +383,14 @@ def build(config: SSVIFConfig, model: Model, facts: Facts, start: Params | None 
                 remember if keep_teacher or remember_losses else remember_nothing,
             )
         )
+    early = max(math.ceil(EARLY * steps2), NEW)
     return Method(
         "ssvif",
         init,
         tuple(stages),
         lambda params: params["fusion"],
         memory,
-        doubts=functools.partial(collapse, config, steps1 + math.ceil(EARLY * steps2)),
+        doubts=functools.partial(collapse, config, steps1 + min(early, steps2)),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from jaxfuse.shapes import IGNORE_LABEL
 
@@ -30,17 +31,20 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 
 
 def intersection_over_union(counts: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) of each class, (..., classes); NaN for a class that is neither in the
-    labels nor predicted. counts: (..., classes, classes).
+    """TP / (TP + FP + FN) of each class, (..., classes); NaN for a class that the labels do not
+    have. counts: (..., classes, classes).
+
+    A class predicted where the labels do not have it costs the classes that are there. So what is
+    averaged depends on the labels alone, and is the same for all that is judged on them.
     """
     hit = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
     union = counts.sum(-1) + counts.sum(-2) - hit
     with np.errstate(invalid="ignore"):
-        return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+        return np.where(counts.sum(-1) > 0, hit / np.maximum(union, 1), np.nan)
 
 
 def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Mean over the classes that occur, (...,); NaN where none does."""
+    """Mean over the classes that the labels have, (...,); NaN where there is none."""
     each = intersection_over_union(counts)
     known = ~np.isnan(each)
     count = known.sum(-1)
@@ -71,16 +75,6 @@ def _check(counts: np.ndarray, other: np.ndarray | None) -> None:
         raise ValueError(f"counts {counts.shape}: there is nothing to score")
 
 
-def _mean(values: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Mean over axis 1 without NaN, (rows, ...); weight: (rows, n), how often each counts."""
-    known = ~np.isnan(values)
-    if weight is not None:
-        known = known * weight.reshape(*weight.shape, *[1] * (values.ndim - 2))
-    count = known.sum(1)
-    total = (np.where(np.isnan(values), 0.0, values) * known).sum(1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def set_iou(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU of each class (seeds, classes) and mIoU (seeds,) of a whole set, from the sum of its
     images' confusions. counts: (seeds, images, classes, classes).
@@ -90,73 +84,123 @@ def set_iou(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return intersection_over_union(total), mean_iou(total)
 
 
-def set_scores(
-    counts: np.ndarray,
-    other: np.ndarray | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[Interval, tuple[Interval, ...]]:
-    """mIoU of a set and IoU of each class, means over seeds; or the differences to `other`, paired.
+class Estimates(NamedTuple):
+    """mIoU and then each class's IoU, (1 + classes,); or differences of these."""
 
-    counts: (seeds, images, classes, classes); other: the same images and seeds of another method.
-    A set's IoU is of the sum of its images' confusions. The interval is a percentile bootstrap that
-    draws images and seeds with replacement, the same ones for both methods: it covers other test
-    images and other trainings alike. It is NaN of one image; of one seed it covers images only.
+    values: np.ndarray
+    errors: np.ndarray
+    """Standard errors; NaN of one image."""
+    freedom: np.ndarray
+    """Degrees of freedom of the errors."""
+
+    def intervals(self, confidence: float, least: float) -> tuple[Interval, tuple[Interval, ...]]:
+        """Student intervals of the mean and of each class, within least..1."""
+        reach = stats.t.ppf((1 + confidence) / 2, self.freedom) * self.errors
+        low, high = self.values - reach, self.values + reach
+        rows = zip(self.values, np.maximum(low, least), np.minimum(high, 1.0), strict=True)
+        first, *rest = (Interval(*map(float, row)) for row in rows)
+        return first, tuple(rest)
+
+
+def _estimates(
+    counts: np.ndarray, other: np.ndarray | None, resamples: int, seed: int
+) -> Estimates:
+    """Variance over images (bootstrap, the same images for all seeds and both methods) plus that
+    over seeds (of their means); Satterthwaite's degrees of freedom.
     """
-    _check(counts, other)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence}: use a number between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise ValueError(f"resamples {resamples}: draw at least one")
+    if resamples < 2:
+        raise ValueError(f"resamples {resamples}: draw at least two")
     seeds, images, classes = counts.shape[:3]
     flat = [
         x.astype(np.float64).transpose(1, 0, 2, 3).reshape(images, -1)
         for x in ([counts] if other is None else [counts, other])
     ]
 
-    def values(of_images: np.ndarray, of_seeds: np.ndarray) -> np.ndarray:
-        """(rows, 1 + classes): mIoU, then each class, for rows of weights."""
+    def of_seeds(weights: np.ndarray) -> np.ndarray:
+        """(rows, seeds, 1 + classes) for rows of weights of the images."""
         found = []
         for rows in flat:
-            summed = (of_images @ rows).reshape(len(of_images), seeds, classes, classes)
-            each = np.concatenate(
-                [mean_iou(summed)[..., None], intersection_over_union(summed)], axis=-1
+            summed = (weights @ rows).reshape(len(weights), seeds, classes, classes)
+            found.append(
+                np.concatenate(
+                    [mean_iou(summed)[..., None], intersection_over_union(summed)], axis=-1
+                )
             )
-            found.append(_mean(each, of_seeds))
         return found[0] if other is None else found[0] - found[1]
 
-    point = values(np.ones((1, images)), np.ones((1, seeds)))[0]
-    low = high = np.full_like(point, math.nan)
-    if images > 1:
-        rng = np.random.default_rng(seed)
-        drawn, at_once = [], max(1, MOST_BYTES // (8 * flat[0].shape[1]))
-        for first in range(0, resamples, at_once):
-            rows = min(at_once, resamples - first)
-            weights = [
-                rng.multinomial(n, np.full(n, 1.0 / n), rows).astype(np.float64)
-                for n in (images, seeds)
-            ]
-            drawn.append(values(*weights))
-        low, high = _quantiles(np.concatenate(drawn), (1 - confidence) / 2)
-    found = [Interval(*map(float, x)) for x in zip(point, low, high, strict=True)]
-    return found[0], tuple(found[1:])
+    single = of_seeds(np.ones((1, images)))[0]
+    values = single.mean(0)
+    if images == 1:
+        nothing = np.full_like(values, math.nan)
+        return Estimates(values, nothing, nothing)
+    draws = np.random.default_rng(seed).multinomial(
+        images, np.full(images, 1.0 / images), resamples
+    )
+    at_once = max(1, MOST_BYTES // (8 * flat[0].shape[1]))
+    drawn = np.concatenate(
+        [
+            of_seeds(draws[first : first + at_once].astype(np.float64)).mean(1)
+            for first in range(0, resamples, at_once)
+        ]
+    )
+    over_images = _variance(drawn)
+    over_seeds = single.var(0, ddof=1) / seeds if seeds > 1 else np.zeros_like(values)
+    whole = over_images + over_seeds
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parts = over_images**2 / (images - 1) + over_seeds**2 / max(seeds - 1, 1)
+        freedom = np.where(parts > 0, whole**2 / parts, images - 1.0)
+    return Estimates(values, np.sqrt(whole), freedom)
 
 
-def _quantiles(drawn: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each column without NaN; NaN of a column that has nothing else."""
-    columns = [column[~np.isnan(column)] for column in drawn.T]
-    pairs = [
-        np.quantile(column, [tail, 1 - tail]) if len(column) else np.full(2, math.nan)
-        for column in columns
-    ]
-    low, high = np.array(pairs).T
-    return low, high
+def _variance(drawn: np.ndarray) -> np.ndarray:
+    """Of each column without NaN (draws whose labels lack a class); NaN where fewer than two are
+    left.
+    """
+    known = ~np.isnan(drawn)
+    count = known.sum(0)
+    mean = np.where(known, drawn, 0.0).sum(0) / np.maximum(count, 1)
+    square = np.where(known, (drawn - mean) ** 2, 0.0).sum(0)
+    return np.where(count > 1, square / np.maximum(count - 1, 1), math.nan)
 
 
-def image_scores(counts: np.ndarray) -> np.ndarray:
-    """mIoU of each image over the classes in it, mean over seeds, (images,): what a paired test
-    compares. counts: (seeds, images, classes, classes).
+def _require(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence}: use a number between 0 and 1, such as 0.95")
+
+
+def set_scores(
+    counts: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[Interval, tuple[Interval, ...]]:
+    """mIoU of a set and IoU of each class: means over seeds, with intervals.
+
+    counts: (seeds, images, classes, classes). A set's IoU is of the sum of its images' confusions.
+    The interval is Student's, its variance that over images (bootstrap) plus that over seeds: it is
+    meant to cover other test images and other trainings alike. NaN of one image; of one seed
+    it covers images only.
     """
     _check(counts, None)
-    return _mean(mean_iou(counts).T)
+    _require(confidence)
+    return _estimates(counts, None, resamples, seed).intervals(confidence, 0.0)
+
+
+def set_differences(
+    counts: np.ndarray,
+    other: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Interval, tuple[Interval, ...], float]:
+    """`set_scores` of one method less those of another, paired by image and seed, and p.
+
+    counts, other: (seeds, images, classes, classes). p: two-sided, of equal mIoU, by the Student
+    distribution of the interval, so that p < 1 - confidence where the interval leaves out 0. NaN of
+    one image; 1 where nothing differs.
+    """
+    _check(counts, other)
+    _require(confidence)
+    found = _estimates(counts, other, resamples, seed)
+    mean, classes = found.intervals(confidence, -1.0)
+    value, error, freedom = found.values[0], found.errors[0], found.freedom[0]
+    if error == 0:
+        return mean, classes, float(value == 0)
+    return mean, classes, float(2 * stats.t.sf(abs(value) / error, freedom))

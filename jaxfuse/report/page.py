@@ -13,7 +13,7 @@ from jaxfuse.config import UserError
 from jaxfuse.data.images import write_bytes
 from jaxfuse.evaluate import results, summary
 from jaxfuse.evaluate.results import Evaluation
-from jaxfuse.report import thumbnails
+from jaxfuse.report import segmentation, thumbnails
 from jaxfuse.report.training import read_run
 
 LIMIT_BYTES = 29_000_000
@@ -33,8 +33,8 @@ def write(
 ) -> Path:
     """Writes the page and returns its path.
 
-    out: an .html file. evaluation: a folder that `jaxfuse evaluate` wrote; run: a folder that
-    `jaxfuse train` wrote; at least one. Raises ReportError, ResultsError or FileError.
+    out: an .html file. evaluation: a folder that `jaxfuse evaluate` wrote, for either task; run: a
+    folder that `jaxfuse train` wrote; at least one. Raises ReportError, ResultsError or FileError.
     """
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
@@ -54,6 +54,7 @@ def write(
         "drop": None,
         "training": None,
         "selection": None,
+        "segmentation": None,
         "sets_note": "",
     }
     pictures: list[str] = []
@@ -63,7 +64,14 @@ def write(
         data["configuration"] += trained.configuration
         data["versions"]["jaxfuse (training)"] = trained.version
         pictures += trained.pictures
-    if evaluation is not None:
+    if evaluation is not None and segmentation.is_one(Path(evaluation)):
+        _add_segmentation(data, Path(evaluation), limit_bytes, pictures)
+    elif evaluation is not None:
+        if (Path(evaluation) / "set" / "set.json").exists() and not _scored(evaluation):
+            raise ReportError(
+                f"{evaluation}: a downstream evaluation that has not ended: run the same "
+                "`jaxfuse evaluate --task segmentation` again"
+            )
         found = results.load(evaluation)
         folder = Path(evaluation)
         folder = folder if folder.is_dir() else folder.parent
@@ -76,6 +84,24 @@ def write(
         data["sets_note"] = shown.note
     write_bytes(out, _page(data, pictures).encode("utf8"))
     return out
+
+
+def _scored(evaluation: str | Path) -> bool:
+    return (Path(evaluation) / "evaluation.json").exists()
+
+
+def _add_segmentation(
+    data: dict[str, Any], place: Path, limit_bytes: int, pictures: list[str]
+) -> None:
+    """Fills in what a downstream evaluation says, and its panels."""
+    judged = segmentation.load(place)
+    data["segmentation"], data["about"] = judged.segmentation, judged.about
+    data["methods"], data["reference"] = judged.rows, judged.reference
+    data["configuration"] += judged.configuration
+    data["versions"] |= judged.versions
+    left = limit_bytes - len(_json(data)) - sum(map(len, pictures)) - 100_000
+    folder = place if place.is_dir() else place.parent
+    segmentation.add_panels(judged, folder, max(left, 0), pictures)
 
 
 def _add(data: dict[str, Any], found: Evaluation) -> None:

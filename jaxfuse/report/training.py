@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxfuse import config
-from jaxfuse.config import Experiment, UserError
+from jaxfuse.config import Experiment, SSVIFConfig, UserError
 from jaxfuse.data.patches import read_patches
 from jaxfuse.data.sources import open_source
+from jaxfuse.methods import ssvif
 from jaxfuse.report.pictures import mosaic, read_log
 from jaxfuse.report.thumbnails import webp
 
@@ -86,6 +87,10 @@ def _curves(records: list[dict[str, Any]], experiment: Experiment) -> dict[str, 
         stages.append({"name": name, "charts": charts})
     last = f", {records[-1]['step']} steps" if records else ", no log line yet"
     note = f"{experiment.name}{last}, seed {experiment.seed}."
+    if records and isinstance(experiment.method, SSVIFConfig):
+        last_signs = {k: x for k, x in records[-1].items() if isinstance(x, (int, float))}
+        for doubt in ssvif.collapse(experiment.method, 0, last_signs):
+            note += f" {doubt[0].upper()}{doubt[1:]}."
     return {"note": note, "stages": stages}
 
 

@@ -54,6 +54,8 @@ class Outcome:
     folder: Path
     doubts: tuple[str, ...] = ()
     """What the last log line says against the run: with any, it has not succeeded."""
+    asked_to_stop: bool = False
+    """Whether a signal came during the last step: who trains several networks stops now."""
 
 
 def run(experiment: Experiment, folder: str | Path) -> Outcome:
@@ -158,7 +160,7 @@ class _Session:
         stage: Stage | None = None
         pending: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
-        doubts = ()
+        doubts, said_at = (), 0
         since = time.monotonic()
         try:
             while step < method.steps:
@@ -189,6 +191,9 @@ class _Session:
                     before, doubts = doubts, tuple(method.doubts(record))
                     if doubts and not before:
                         self.terminal.say(f"step {step}: {'; '.join(doubts)}")
+                    if before and not doubts:
+                        self.terminal.say(f"step {step}: what was said of step {said_at} is over")
+                    said_at = said_at if before else step
                     # Logged first: a checkpoint on disk then means that the log reaches it.
                     for writer in self.writers:
                         writer.write(record)
@@ -204,7 +209,7 @@ class _Session:
         finally:
             batches.close()
         self.checkpoints.wait()
-        return Outcome(step, record["loss"], self.folder, doubts)
+        return Outcome(step, record["loss"], self.folder, doubts, stop.is_set())
 
     def _step(self, stage: Stage) -> steps.Step:
         accumulate = self.experiment.train.accumulate

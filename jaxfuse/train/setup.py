@@ -285,6 +285,13 @@ def remarks(experiment: Experiment, data: Data) -> list[str]:
     external, found = experiment.data.external, []
     if external.kind != "none" and external.alignment == "none":
         found.append("data.external is not used: data.external.alignment is 'none'")
+    method = experiment.method
+    started = isinstance(method, SSVIFConfig) and method.segmenter_weights
+    if started and method.guidance == "consistency" and method.anchor != "pretrained":
+        found.append(
+            "method.segmenter_weights: the segmentation network begins with them; they are no "
+            f"teacher, for method.anchor is {method.anchor!r}, not 'pretrained'"
+        )
     if data.selection is not None:
         kept = data.selection
         gamma = ", ".join(f"{g:.2f}" for g in kept.gamma)

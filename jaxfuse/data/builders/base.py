@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -70,6 +71,8 @@ class Found:
     errors: tuple[FileError, ...] = ()
     notes: tuple[str, ...] = ()
     """What was left out, and why: nothing is passed over in silence."""
+    expected: Mapping[str, int] | None = None
+    """Pairs in each split where lists in the download say it; None: as `Dataset.splits`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,24 @@ def choose(times: Mapping[str, Sequence[Time]], split: str, where: str) -> tuple
             "the names of this set do not tell day from night; name a split without it"
         )
     raise DataError(f"{where}: no split {split!r}: choose one of {names}")
+
+
+def overlaps(
+    lists: Mapping[str, Collection[str]], files: Mapping[str, str | Path]
+) -> list[FileError]:
+    """An error for any two lists that share stems: what was learned from would be judged.
+
+    lists: stems by split. files: where each list stands.
+    """
+    found = []
+    for (first, stems), (second, others) in itertools.combinations(lists.items(), 2):
+        both = sorted(set(stems) & set(others))
+        if both:
+            more = f" and {len(both) - NAMED} more" if len(both) > NAMED else ""
+            value = f"{len(both)} stems are in {files[first]} as well: {', '.join(both[:NAMED])}"
+            remedy = "keep each stem in one list: a pair is learned from or judged, not both"
+            found.append(FileError(files[second], value + more, remedy))
+    return found
 
 
 def sizes(entry: Entry) -> tuple[int, int]:

@@ -117,7 +117,7 @@ FMB = ClassList(
     first=1,
     unlabelled=(0, 0, 0),
 )
-"""Fourteen classes; 0 in the files is unlabelled and ignored. The test part has no bicycle."""
+"""Fourteen classes; 0 in the files is unlabelled and ignored."""
 
 CLASS_LISTS: dict[str, ClassList] = {"mfnet": MFNET, "msrs": MSRS, "fmb": FMB}
 
@@ -126,6 +126,11 @@ def plain_list(name: str, names: Iterable[str]) -> ClassList:
     """A list of one's own: class i is the i-th name, its colour a fixed function of i."""
     names = tuple(names)
     return ClassList(name, names, tuple(_colour(i) for i in range(len(names))))
+
+
+def numbered(count: int) -> ClassList:
+    """A list of so many classes without names of their own."""
+    return plain_list("classes", [f"class {i}" for i in range(count)])
 
 
 def _colour(index: int) -> tuple[int, int, int]:
@@ -196,7 +201,10 @@ def _colour_mask(mask: np.ndarray, file: str | Path) -> FileError:
         value = (
             f"a colour mask (RGB); its {len(codes)} colours are those of {' and '.join(fitting)}"
         )
-        remedy = "read it as such (label coding rgb), or save class indices in one channel"
+        remedy = (
+            "save class indices in one channel, or read it as such: label_coding rgb of a public "
+            "set, `jaxfuse data prepare folders --label-coding rgb` for folders of yours"
+        )
         return FileError(file, value, remedy)
     value = f"a colour mask (RGB) of {len(codes)} colours that fit no known class list"
     return FileError(file, value, "save class indices in one channel, 255 = ignore")

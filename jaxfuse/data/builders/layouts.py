@@ -6,18 +6,22 @@ below it, as archives unpack. Licences are their owners' to state: what stands h
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxfuse.config import ConfigError
-from jaxfuse.data.builders.base import Dataset, Entry, Found, Lack, time_of
+from jaxfuse.data.builders import m3fd
+from jaxfuse.data.builders.base import Dataset, Entry, Found, Lack, overlaps, time_of
 from jaxfuse.data.builders.classes import FMB, MFNET, MSRS
 from jaxfuse.data.builders.places import (
+    WHOLE,
     Part,
     beginnings,
     find_parts,
     first_below,
+    partly,
     require_folder,
     subfolders,
     unrecognised,
@@ -31,74 +35,28 @@ from jaxfuse.data.folders import (
 from jaxfuse.data.headers import FileError
 from jaxfuse.data.images import EXTENSIONS
 
-WHOLE = "whole"
-"""The one split of a set without parts (TFDS keeps the name "all" for itself)."""
-
 _LABELS, _BOXES = frozenset({"labels"}), frozenset({"boxes"})
-
-BLOCK = 100
-"""Consecutive names of M3FD that stay together."""
-EVERY = 5
-"""One of so many blocks validates: the third of each five."""
-GUARD = 10
-"""Names beside a validation block that belong to neither part: they may show the same scene."""
-
-
-def block_part(number: int) -> str:
-    """ "train", "val" or "" (a guard) for the M3FD image with this number.
-
-    Names are frames of a drive in order, so neighbours look alike and a random split would test on
-    what it trained on. Blocks of BLOCK consecutive numbers stay together; every EVERY-th validates;
-    the GUARD numbers on either side of a validation block are left out. The part follows from the
-    number alone, so that it does not move when files are missing.
-    """
-    if number // BLOCK % EVERY == EVERY // 2:
-        return "val"
-    beside = {(number - GUARD) // BLOCK % EVERY, (number + GUARD) // BLOCK % EVERY}
-    return "" if EVERY // 2 in beside else "train"
 
 
 def _parts(parts: dict[str, Part], layout: str) -> Callable[[Path], Found]:
     return lambda root: find_parts(root, parts, layout)
 
 
-def _find_m3fd(root: Path) -> Found:
-    part = Part(("Vis", "vi"), ("Ir",), boxes=("Annotation", "labels"), needs=_BOXES)
-    found = find_parts(root, {WHOLE: part}, M3FD_LAYOUT)
-    splits: dict[str, list[Entry]] = {"train": [], "val": []}
-    errors = list(found.errors)
-    guards = 0
-    for entry in found.splits[WHOLE]:
-        if not entry.stem.isdigit():
-            value = f"stem {entry.stem!r} is no number"
-            remedy = "the names must be as published, 00000 to 04199: the split goes by them"
-            errors.append(FileError(entry.visible, value, remedy))
-        elif chosen := block_part(int(entry.stem)):
-            splits[chosen].append(entry)
-        else:
-            guards += 1
-    notes = [*found.notes]
-    if guards:
-        notes.append(f"{guards} pairs beside validation blocks are in no split")
-    if first_below(found.root, ("meta",)):
-        notes.append("the lists in meta/ are not read: no split of this set is published")
-    return Found(
-        found.root,
-        {name: tuple(entries) for name, entries in splits.items()},
-        {"train": found.lacking[WHOLE]},
-        tuple(errors),
-        tuple(notes),
-    )
-
-
 def _find_mfnet(root: Path) -> Found:
     require_folder(root, MFNET_LAYOUT)
+    lacking = None
     for level in beginnings(root):
         for start in level:
-            images = first_below(start, ("images",))
-            if images is not None and (start / "train.txt").is_file():
+            images, listed = first_below(start, ("images",)), (start / "train.txt").is_file()
+            if images is not None and listed:
                 return _mfnet_splits(start, images)
-    raise unrecognised(root, MFNET_LAYOUT)
+            if lacking is None and (images is not None or listed):
+                value = "no images/ (there is train.txt)"
+                if images is not None:
+                    value = f"no train.txt (there is {images.name}/)"
+                remedy = f"unpack the whole archive: expected {MFNET_LAYOUT}"
+                lacking = FileError(start, value, remedy)
+    raise lacking or unrecognised(root, MFNET_LAYOUT)
 
 
 def _mfnet_splits(start: Path, images: Path) -> Found:
@@ -130,6 +88,7 @@ def _mfnet_splits(start: Path, images: Path) -> Found:
                 entry = Entry(stem, image_files[stem], None, label_files[stem])
                 whole.append(entry._replace(time=time_of(stem)))
         splits[split], lacking[split] = tuple(whole), tuple(lacks)
+    errors += overlaps(lists, {split: start / f"{split}.txt" for split in lists})
     for time, letter in (("day", "D"), ("night", "N")):
         path = start / f"test_{time}.txt"
         if path.is_file():
@@ -154,11 +113,13 @@ def _find_tno(root: Path) -> Found:
     """Pairs in ir/ and vi/, or the published tree: a folder a scene, bands told by file name."""
     require_folder(root, TNO_LAYOUT)
     part = Part(("vi", "vis", "visible"), ("ir", "infrared"))
-    if any(first_below(start, part.visible) for level in beginnings(root) for start in level):
+    refused = None
+    names = (*part.visible, *part.infrared)
+    if any(first_below(start, names) for level in beginnings(root) for start in level):
         try:
             return find_parts(root, {WHOLE: part}, TNO_LAYOUT)
-        except FileError:
-            pass  # The published tree has folders of such names too, for sequences.
+        except FileError as error:
+            refused = error  # The published tree has folders of such names too, for sequences.
     entries, notes = [], []
     for folder in sorted(
         {path.parent for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS}
@@ -180,7 +141,7 @@ def _find_tno(root: Path) -> Found:
                 f"{len(files)} pictures: no pair"
             )
     if not entries:
-        raise unrecognised(root, TNO_LAYOUT)
+        raise refused or unrecognised(root, TNO_LAYOUT)
     return Found(root, {WHOLE: tuple(entries)}, {}, (), tuple(notes))
 
 
@@ -201,16 +162,30 @@ def _find_folders(root: Path) -> Found:
         infrared = [prefix + name for name in INFRARED_NAMES]
         return Part(visible, infrared, (prefix + "labels",), (prefix + "boxes",))
 
-    if first_below(root, part("").visible) and first_below(root, part("").infrared):
-        return _even(find_parts(root, {WHOLE: part("")}, FOLDERS_LAYOUT))
-    splits = {
-        child.name: part(f"{child.name}/")
-        for child in subfolders(root)
-        if first_below(child, part("").visible) and first_below(child, part("").infrared)
-    }
-    if not splits:
-        raise unrecognised(root, FOLDERS_LAYOUT)
+    def images(start: Path) -> list[Path | None]:
+        return [_image_folder(start, names) for names in (VISIBLE_NAMES, INFRARED_NAMES)]
+
+    whole = {WHOLE: part("")}
+    if all(images(root)):
+        return _even(find_parts(root, whole, FOLDERS_LAYOUT))
+    there = {child.name: images(child) for child in subfolders(root)}
+    # A folder with one of the two is half a split: it is named, not passed over.
+    splits = {name: part(f"{name}/") for name, found in there.items() if any(found)}
+    if not any(map(all, there.values())):
+        lacking = whole if any(images(root)) else splits
+        raise partly(root, lacking, FOLDERS_LAYOUT) or unrecognised(root, FOLDERS_LAYOUT)
     return _even(find_parts(root, splits, FOLDERS_LAYOUT))
+
+
+def _image_folder(start: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of one of these names. Raises FileError where there are several."""
+    found = [child for child in subfolders(start) if child.name.lower() in names]
+    if len(found) > 1:
+        both = " and ".join(path.name for path in found)
+        role = "visible" if names is VISIBLE_NAMES else "infrared"
+        value = f"{both} could both be the {role} folder"
+        raise FileError(start, value, "keep the one that is meant, move the others elsewhere")
+    return found[0] if found else None
 
 
 def _even(found: Found) -> Found:
@@ -223,13 +198,12 @@ def _even(found: Found) -> Found:
             value = f"{kind} for {len(pairs) - len(without)} of {len(pairs)} pairs, none e.g. for "
             remedy = f"add the missing {kind}, or leave these pairs out by a split"
             errors.append(FileError(found.root, value + repr(without[0].stem), remedy))
-    return Found(found.root, found.splits, found.lacking, tuple(errors), found.notes)
+    return dataclasses.replace(found, errors=tuple(errors))
 
 
 MSRS_LAYOUT = "{train,test}/{ir,vi,Segmentation_labels}/*.png"
 MFNET_LAYOUT = "images/*.png (4 channels), labels/*.png, train.txt, val.txt, test.txt"
 FMB_LAYOUT = "{train,test}/{Infrared,Visible,Label}/*.png"
-M3FD_LAYOUT = "Ir/*.png, Vis/*.png, Annotation/*.xml"
 ROADSCENE_LAYOUT = "cropinfrared/*.jpg, crop_LR_visible/*.jpg (or ir/, vi/)"
 TNO_LAYOUT = "ir/, vi/, or the published tree with a folder a scene (IR_*.bmp, VIS_*.bmp)"
 LLVIP_LAYOUT = "{infrared,visible}/{train,test}/*.jpg, Annotations/*.xml"
@@ -313,13 +287,13 @@ _SETS = (
     ),
     Dataset(
         "m3fd",
-        "M3FD, streets and campus with boxes; split by blocks of neighbouring names",
-        _find_m3fd,
+        "M3FD, streets and campus with boxes; split by its lists in meta/, else by blocks of names",
+        m3fd.find,
         {
-            part: sum(block_part(number) == part for number in range(4200))
-            for part in ("train", "val")
+            part: sum(m3fd.block_part(number) == part for number in range(4200))
+            for part in m3fd.PARTS
         },
-        M3FD_LAYOUT,
+        m3fd.LAYOUT,
         "TarDAL, CVPR 2022; repository JinyuanLiu-CV/TarDAL",
         "see the repository",
         (768, 1024),

@@ -95,6 +95,17 @@ def resolve(root: str | Path) -> Path:
     )
 
 
+def all_prepared(root: Path) -> list[Path]:
+    """The folders of the prepared sets at `root` or up to two folders below it, whole or not."""
+    level = [root]
+    for _ in range(3):
+        found = [x for x in level if x.name.endswith(UNFINISHED) or (x / COMPLETE).is_file()]
+        if found:
+            return sorted(found)
+        level = [child for folder in level for child in subfolders(folder)]
+    return []
+
+
 def is_prepared(root: Path) -> bool:
     """Whether `root` is, or holds, a prepared set, whole or not: what `resolve` could speak of."""
     try:

@@ -11,6 +11,9 @@ from jaxfuse.data.folders import Listing, list_files
 from jaxfuse.data.headers import FileError
 from jaxfuse.data.images import EXTENSIONS
 
+WHOLE = "whole"
+"""The one split of a set without parts (TFDS keeps the name "all" for itself)."""
+
 _DEPTH = 2
 """How many folders below the given one a layout may begin."""
 
@@ -73,9 +76,50 @@ def require_folder(root: Path, layout: str) -> None:
 
 
 def unrecognised(root: Path, layout: str) -> FileError:
-    """What to say where no layout begins."""
+    """What to say where nothing of a layout is found."""
     there = ", ".join(path.name for path in subfolders(root)[:8]) or "no folder"
     return FileError(root, f"not this set's layout (there is {there})", f"expected {layout}")
+
+
+def _either(paths: Sequence[str]) -> str:
+    return " or ".join(f"{path}/" for path in paths)
+
+
+def _absent(start: Path, part: Part) -> list[str]:
+    """The image folders that a split lacks, for people."""
+    return [
+        _either(paths)
+        for paths in (part.visible, part.infrared)
+        if first_below(start, paths) is None
+    ]
+
+
+def _there(start: Path, parts: Mapping[str, Part]) -> list[str]:
+    """The folders of a layout that are there, for people."""
+    found = [
+        first_below(start, paths)
+        for part in parts.values()
+        for paths in (part.visible, part.infrared, part.labels, part.boxes)
+    ]
+    return list(dict.fromkeys(f"{path.relative_to(start)}/" for path in found if path is not None))
+
+
+def partly(root: Path, parts: Mapping[str, Part], layout: str) -> FileError | None:
+    """What to say where image folders are there and no split has both of its own: what is absent,
+    and what was found, in the place where most was. None where there is no such folder.
+    """
+    best: tuple[int, Path, list[str]] | None = None
+    for level in beginnings(root):
+        for start in level:
+            absent = [name for part in parts.values() for name in _absent(start, part)]
+            count = 2 * len(parts) - len(absent)
+            if absent and count > (best[0] if best else 0):
+                best = count, start, absent
+    if best is None:
+        return None
+    _, start, absent = best
+    value = f"no {' and no '.join(absent)} (there is {', '.join(_there(start, parts))})"
+    return FileError(start, value, f"unpack the whole download again: expected {layout}")
 
 
 def _files(folder: Path | None, endings: frozenset[str] = EXTENSIONS) -> Listing | None:
@@ -152,8 +196,9 @@ def _annotated(start: Path, parts: Mapping[str, Part]) -> bool:
 def find_parts(root: Path, parts: Mapping[str, Part], layout: str) -> Found:
     """The splits of a layout that keeps each kind of file in a folder of its own.
 
-    Boxes may lie in one folder for all splits: those of other splits do not matter there. Raises
-    FileError where no split's visible and infrared folders are found, or in two places.
+    A split without one of its image folders is empty, and a note names the folder. Boxes may lie
+    in one folder for all splits: those of other splits do not matter there. Raises FileError where
+    no split has both its image folders, or in two places.
     """
     require_folder(root, layout)
     for level in beginnings(root):
@@ -166,7 +211,7 @@ def find_parts(root: Path, parts: Mapping[str, Part], layout: str) -> Found:
             raise FileError(root, found, "give the one that is meant")
         if starts:
             return _collect(starts[0], parts)
-    raise unrecognised(root, layout)
+    raise partly(root, parts, layout) or unrecognised(root, layout)
 
 
 def _collect(start: Path, parts: Mapping[str, Part]) -> Found:
@@ -174,7 +219,10 @@ def _collect(start: Path, parts: Mapping[str, Part]) -> Found:
     for split, part in parts.items():
         places = _places(start, part)
         if places is None:
-            notes.append(f"{split}: no {part.visible[0]}/ and {part.infrared[0]}/ in {start}")
+            there = ", ".join(_there(start, {split: part}))
+            also = f" (there is {there})" if there else ""
+            notes.append(f"{split}: no {' and no '.join(_absent(start, part))} in {start}{also}")
+            splits[split], lacking[split] = (), ()
             continue
         visible, infrared = (list_files(place, EXTENSIONS) for place in places)
         label_place = first_below(start, part.labels)

@@ -96,12 +96,14 @@ def prepare(
     classes: ClassList | None = None,
     allow_incomplete: bool = False,
     progress: Progress | None = None,
+    checking: Progress | None = None,
     report: Callable[[Soundness], None] | None = None,
 ) -> Prepared:
     """Writes OUT/NAME/VERSION, from which `RecordPairs` and TFDS read.
 
     workers: threads, 0 for one a core. lists: splits of one's own, name -> file with one stem a
-    line. classes: for a set of one's own. Raises UnsoundError for a download with errors (or,
+    line. classes: for a set of one's own. checking, progress: counters of pairs looked at and of
+    shards written. Raises UnsoundError for a download with errors (or,
     without allow_incomplete, one that is not all there), and FileError for what cannot be written
     and where OUT holds the set made of other files.
     """
@@ -117,7 +119,7 @@ def prepare(
     if classes is not None:
         dataset = dataclasses.replace(dataset, classes=classes)
     threads = workers or min(8, os.cpu_count() or 1)
-    soundness = check_download(dataset, root, lists, coding, threads)
+    soundness = check_download(dataset, root, lists, coding, threads, checking)
     if report is not None:
         report(soundness)
     if soundness.errors or (soundness.incomplete and not allow_incomplete):

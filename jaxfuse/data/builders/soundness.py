@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from jaxfuse.data.builders.base import (
     Dataset,
     Entry,
     Found,
+    overlaps,
     read_entry_boxes,
     sizes,
+    split_channels,
 )
 from jaxfuse.data.builders.boxes import odd_boxes
 from jaxfuse.data.builders.classes import Coding, read_classes
@@ -26,7 +28,7 @@ from jaxfuse.data.builders.examples import Form
 from jaxfuse.data.check import Problem, problem_lines
 from jaxfuse.data.folders import parse_split
 from jaxfuse.data.headers import FileError
-from jaxfuse.data.images import stored_bits
+from jaxfuse.data.images import decode, read_infrared, stored_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,8 @@ def form_of(dataset: Dataset, found: Found, coding: Coding = "index") -> Form:
 def chosen_by_lists(found: Found, lists: Mapping[str, str]) -> Found:
     """Other splits over the same pairs: name -> text file with one stem a line.
 
-    Raises FileError for a stem that is not there and for one that two parts carry.
+    Raises FileError for a stem that is not there, for one that two parts of the download carry,
+    and for one that two lists name.
     """
     pool: dict[str, Entry] = {}
     for name, part in found.splits.items():
@@ -124,6 +127,7 @@ def chosen_by_lists(found: Found, lists: Mapping[str, str]) -> Found:
                 raise FileError(entry.visible, value, remedy)
             pool[entry.stem] = entry
     splits: dict[str, tuple[Entry, ...]] = {}
+    named: dict[str, tuple[str, ...]] = {}
     for name, path in lists.items():
         stems, problems = parse_split(path)
         if problems:
@@ -132,7 +136,9 @@ def chosen_by_lists(found: Found, lists: Mapping[str, str]) -> Found:
         if absent:
             value = f"{len(absent)} stems without a whole pair: {', '.join(absent[:NAMED])}"
             raise FileError(path, value, "remove them from the list, or add the files")
-        splits[name] = tuple(pool[stem] for stem in stems)
+        splits[name], named[name] = tuple(pool[stem] for stem in stems), stems
+    if shared := overlaps(named, lists):
+        raise shared[0]
     return dataclasses.replace(found, splits=splits)
 
 
@@ -144,8 +150,18 @@ class _Look(NamedTuple):
     warnings: tuple[Problem, ...]
 
 
-def _problem(error: FileError) -> Problem:
-    return Problem(error.file, error.value, error.remedy)
+def _damage(entry: Entry) -> list[FileError]:
+    """What reading the pictures of a pair stops at: headers alone do not tell."""
+    found = []
+    reads: list[tuple[Callable[[Path], Any], Path]] = [(split_channels, entry.visible)]
+    if entry.infrared is not None:
+        reads = [(decode, entry.visible), (read_infrared, entry.infrared)]
+    for read, path in reads:
+        try:
+            read(path)
+        except FileError as error:
+            found.append(error)
+    return found
 
 
 def _look(entry: Entry, dataset: Dataset, coding: Coding) -> _Look:
@@ -153,8 +169,9 @@ def _look(entry: Entry, dataset: Dataset, coding: Coding) -> _Look:
     shape = None
     try:
         shape = sizes(entry)
+        errors += [Problem.of(error) for error in _damage(entry)]
     except FileError as error:
-        errors.append(_problem(error))
+        errors.append(Problem.of(error))
     if shape and dataset.size and shape != dataset.size:
         (h, w), (height, width) = shape, dataset.size
         value = f"{h} x {w} pixels (height x width); {dataset.name} is published as "
@@ -170,7 +187,7 @@ def _look(entry: Entry, dataset: Dataset, coding: Coding) -> _Look:
                 for value in np.unique(labels).tolist()
             )
         except FileError as error:
-            errors.append(_problem(error))
+            errors.append(Problem.of(error))
     kinds: tuple[str, ...] = ()
     if entry.boxes is not None and shape is not None:
         try:
@@ -182,7 +199,7 @@ def _look(entry: Entry, dataset: Dataset, coding: Coding) -> _Look:
             known = dataset.box_classes
             kinds = tuple(known[k] if known else str(k) for k in boxes[:, 4].astype(int).tolist())
         except FileError as error:
-            errors.append(_problem(error))
+            errors.append(Problem.of(error))
     size = f"{shape[0]}x{shape[1]}" if shape else None
     return _Look(size, names, kinds, tuple(errors), tuple(warnings))
 
@@ -190,11 +207,12 @@ def _look(entry: Entry, dataset: Dataset, coding: Coding) -> _Look:
 def missing(dataset: Dataset, found: Found) -> list[Problem]:
     """What the whole set has and this download lacks: pairs without partners, and counts."""
     problems = []
-    splits = dict.fromkeys([*dataset.splits, *found.splits, *found.lacking])
+    whole = dataset.splits if found.expected is None else found.expected
+    splits = dict.fromkeys([*whole, *found.splits, *found.lacking])
     for split in splits:
         there = len(found.splits.get(split, ()))
         lacks = found.lacking.get(split, ())
-        expected = dataset.splits.get(split, 0)
+        expected = whole.get(split, 0)
         if not lacks and (not expected or there == expected):
             continue
         named = ""
@@ -220,8 +238,9 @@ def check_download(
     lists: Mapping[str, str] | None = None,
     coding: Coding = "index",
     threads: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Soundness:
-    """Counts, sizes from headers, every label map and every box of a download.
+    """Counts, and every picture, label map and box of a download, read as they are prepared.
 
     lists: splits of one's own instead of the set's, as in `chosen_by_lists`. Raises FileError where
     the layout is not found or a list is wrong; all else stands in the report.
@@ -232,8 +251,12 @@ def check_download(
         found = chosen_by_lists(found, lists)
     pairs = [entry for part in found.splits.values() for entry in part]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        looks = list(pool.map(lambda entry: _look(entry, dataset, coding), pairs))
-    errors = [_problem(error) for error in found.errors]
+        looks = []
+        for look in pool.map(lambda entry: _look(entry, dataset, coding), pairs):
+            looks.append(look)
+            if progress is not None:
+                progress(len(looks), len(pairs), pairs[len(looks) - 1].stem)
+    errors = [Problem.of(error) for error in found.errors]
     warnings: list[Problem] = []
     for look in looks:
         errors += look.errors
@@ -244,8 +267,8 @@ def check_download(
         form = form_of(dataset, found, coding)
     except FileError as error:
         form = Form()
-        if _problem(error) not in errors:
-            errors.append(_problem(error))
+        if Problem.of(error) not in errors:
+            errors.append(Problem.of(error))
     return Soundness(
         dataset,
         found,

@@ -91,7 +91,7 @@ function sortable(table, heads, body, first = "Method") {
       return up ? x - y : y - x;
     });
     rowsOf.replaceChildren(...order.map(row => make("tr", { class: row.baseline ? "baseline" : null },
-      make("th", { scope: "row", text: row.name }),
+      make("th", { scope: "row" }, ...(row.colour ? [make("span", { class: "swatch", style: `background: ${row.colour}` })] : []), row.name),
       ...row.cells.map(cell => {
         const td = make("td", { class: cell.best ? "best" : cell.second ? "second" : null, title: cell.title }, cell.text);
         if (cell.detail) td.append(make("small", { text: cell.detail }));
@@ -162,6 +162,75 @@ function drop() {
   }
   sortable($("drop-table"), heads, D.drop.rows.map(row => ({ name: row.name, baseline: baseline[row.name],
     cells: row.cells.map((x, i) => ({ value: number(x), text: i % (1 + D.drop.outside.length) ? (number(x) > 0 ? "+" : "") + text(x, 1) : text(x) })) })));
+}
+
+/* Downstream: mIoU of every row, then IoU of every class. Shares are shown in percent. */
+const percent = (x, sign = "") => Number.isNaN(number(x)) ? "undefined" : ((x > 0 ? sign : "") + (100 * x).toFixed(1)).replace("-", "−");
+const span = (x, sign = "") => Number.isNaN(number(x.low)) ? "" : `${percent(x.low, sign)} to ${percent(x.high, sign)}`;
+const highest = values => { const found = new Set(values.map(number).filter(Number.isFinite)); return found.size > 1 ? Math.max(...found) : NaN; };
+function dotted(cells, title) {
+  const all = rows.flatMap(r => [cells[r].miou.low, cells[r].miou.high, cells[r].miou.value, ...cells[r].seeds]).map(number).filter(Number.isFinite);
+  if (!all.length) return make("p", { text: "No row has a value." });
+  const low = Math.min(...all), room = Math.max(...all) - low || .01, width = 900, left = 150, step = 30, height = step * rows.length + 30;
+  const at = x => left + (width - left - 30) * (x - low + room / 20) / (1.1 * room);
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  for (let i = 0; i <= 4; i++) {
+    const x = low + room * i / 4;
+    svg.append(draw("line", { class: "axis", x1: at(x), x2: at(x), y1: 4, y2: height - 24 }), draw("text", { class: "faint", x: at(x), y: height - 8, "text-anchor": "middle" }, percent(x)));
+  }
+  rows.forEach((name, i) => {
+    const y = step * i + step / 2, c = cells[name], m = c.miou;
+    svg.append(draw("text", { x: left - 10, y: y + 4, "text-anchor": "end", class: baseline[name] ? "faint" : "" }, name));
+    if (Number.isFinite(number(m.low))) svg.append(draw("rect", { class: "box", x: at(m.low), width: Math.max(1, at(m.high) - at(m.low)), y: y - 7, height: 14 }));
+    for (const seed of c.seeds) if (Number.isFinite(number(seed))) svg.append(draw("circle", { class: "seed", cx: at(seed), cy: y, r: 3 }));
+    if (Number.isFinite(number(m.value))) svg.append(draw("line", { class: "middle", x1: at(m.value), x2: at(m.value), y1: y - 7, y2: y + 7 }));
+  });
+  return svg;
+}
+function scrolling(label, fillIn) {
+  const table = make("table");
+  fillIn(table);
+  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label + ", scrolls sideways" }, table);
+}
+function segmentation() {
+  const S = D.segmentation;
+  if (!S) return;
+  show("segmentation");
+  fill($("segmentation-time"), S.times);
+  $("segmentation-times").hidden = S.times.length < 2;
+  $("segmentation-note").append(`${S.note} Gains are against ${S.reference}. Ranges are 95 % intervals; * differs from it: p < 0.05 in a paired test, after Holm over the rows of a table. Bold is best. ` +
+    "Dots are single trainings, the box is the interval, its line the value.", ...S.remarks.map(r => make("div", { text: "Note: " + r })));
+  function update() {
+    const time = $("segmentation-time").value, body = $("segmentation-body");
+    body.replaceChildren();
+    for (const way of S.ways) {
+      const times = S.summary[way.name], cells = times[time];
+      const top = Object.fromEntries(S.times.map(t => [t, highest(rows.map(r => times[t][r].miou.value))]));
+      const heads = [...S.times.map(t => ({ label: "mIoU, " + t, small: `↑ %, ${times[t][rows[0]].images} images`, up: false })),
+        ...S.times.map(t => ({ label: "gain, " + t, small: "points", up: false, title: `mIoU minus that of ${S.reference}` }))];
+      const lines = rows.map(name => ({ name, baseline: baseline[name], cells: [
+        ...S.times.map(t => { const m = times[t][name].miou; return { value: number(m.value), text: percent(m.value), detail: span(m), best: m.value === top[t] }; }),
+        ...S.times.map(t => { const c = times[t][name], d = c.difference;
+          if (!d) return { value: NaN, text: name === S.reference ? "reference" : "" };
+          const p = number(c.p);
+          return { value: number(d.value), text: percent(d.value, "+") + (p < 0.05 ? "*" : ""), detail: span(d, "+") + (Number.isNaN(p) ? "" : `\np ${text(p)}`) }; })] }));
+      const perClass = S.classes.map((c, k) => { const best = highest(rows.map(r => cells[r].classes[k].value));
+        return { name: c.name, colour: c.colour, cells: rows.map(r => { const x = cells[r].classes[k]; return { value: number(x.value), text: percent(x.value), detail: span(x), best: x.value === best }; }) }; });
+      body.append(make("h3", { text: `${way.name}: ${way.title}` }), make("p", { class: "note", text: `mIoU in %, ${time} images` }), dotted(cells, `mIoU of ${way.name}, ${time}`),
+        scrolling(`mIoU, ${way.name}`, table => sortable(table, heads, lines, "Row")),
+        make("details", { open: way === S.ways[0] ? "" : null }, make("summary", { text: `IoU of each class in %, ${time} images` }),
+          scrolling(`IoU of each class, ${way.name}`, table => sortable(table, rows.map(r => ({ label: r, small: "↑", up: false })), perClass, "Class"))));
+    }
+  }
+  $("segmentation-time").onchange = update;
+  update();
+  show("panels");
+  $("panels-note").textContent = (S.panels.length ? "The pictures of every row, then labels and what the first training's networks saw, retrained and frozen. Click one for its own size. " : "") + S.panels_note;
+  for (const p of S.panels) {
+    const frame = make("button", { type: "button", class: "panel", "aria-label": `${p.stem} in its own size`, onclick: () => frame.classList.toggle("full") },
+      make("img", { alt: `Pictures and predictions of ${p.stem}`, loading: "lazy", src: "data:image/webp;base64," + P[p.picture] }));
+    $("panels-body").append(make("figure", {}, make("figcaption", { text: p.stem }), frame));
+  }
 }
 
 /* Distributions: every image a dot, the quartiles a box. */
@@ -476,6 +545,6 @@ function configuration() {
 
 $("about").textContent = D.about;
 for (const label of document.querySelectorAll(".set-choice")) label.hidden = D.datasets.length < 2;
-ranking(); scores(); drop(); spread(); images(); extremes(); training(); selection(); configuration(); contents();
+ranking(); scores(); drop(); segmentation(); spread(); images(); extremes(); training(); selection(); configuration(); contents();
 document.documentElement.dataset.ready = "yes";
 })();
