@@ -51,6 +51,8 @@ def plan(arguments: Sequence[str]) -> int:
         default=experiments.find(source),
         description="Overrides of the preset's fields. `jaxfuse plan --help` has the options.",
     )
+    if out not in ("", "-"):
+        _check_writable(out)
     from jaxfuse.plan import chips
 
     where = chips.parse(topology or "v5e:2x2")
@@ -72,3 +74,17 @@ def plan(arguments: Sequence[str]) -> int:
             Path(out).write_text(text, encoding="utf8")
             print(out)
     return DONE if all(row["fits"] for row in found["stages"]) else FAILED
+
+
+def _check_writable(path: str) -> None:
+    """Raises ConfigError now for a file that cannot be written when the plan is made."""
+    new = not Path(path).exists()
+    try:
+        Path(path).open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--json {path}: cannot be written ({error.strerror}): name a file in a folder that "
+            "is there and may be written to"
+        ) from error
+    if new:
+        Path(path).unlink()
