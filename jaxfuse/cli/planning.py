@@ -25,11 +25,12 @@ step and what bounds it, and the largest batch that fits. Opens no data.
                           each chip trained by itself. External patches that online alignment
                           offers and keeps grow with the batch
   --stage NAME            this stage only
-  --no-search             do not look for the largest batch (several more compilations)
+  --no-search             do not look for the largest batch (up to 8 more compilations a stage)
   --json PATH|-           the plan as JSON too, into a file; - prints it instead of the text
 
-Compiling takes from ten seconds to minutes a time. Any field of the config can be overridden, as in
-`jaxfuse train`: `jaxfuse plan PRESET --help` lists them. Exit code 1: a stage does not fit."""
+Compiling takes from ten seconds to minutes a time; each is announced on stderr. Any field of the
+config can be overridden, as in `jaxfuse train`: `jaxfuse plan PRESET --help` lists them. Exit code
+1: a stage does not fit."""
 
 
 def plan(arguments: Sequence[str]) -> int:
