@@ -9,6 +9,7 @@ import datetime
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,8 +29,10 @@ UNFINISHED = "Not complete: the same command continues."
 TINY = ("ssvif_small", "fusion", ("v5e",), ("2x2",))
 
 
-def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any]:
-    """The plan of one stage, made in a process of its own, as a side of a result."""
+def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any] | None:
+    """The plan of one stage, made in a process of its own, as a side of a result; None where the
+    system killed it, as it does for want of memory.
+    """
     command = [sys.executable, "-m", "jaxfuse", "plan", preset, "--topology", topology]
     command += ["--stage", stage, "--no-search", "--json", "-"]
     if run.tiny:
@@ -43,10 +46,16 @@ def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any]:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    if process.returncode:
-        raise BenchError(f"{preset} on {topology}: no plan (code {process.returncode}): see above")
-    plan = json.loads(told.read_text(encoding="utf8"))
-    (row,) = plan.pop("stages")
+    if process.returncode == -signal.SIGKILL:
+        return None
+    try:
+        # Of a stage that does not fit there is a plan too, though the command ends with code 1.
+        plan = json.loads(told.read_text(encoding="utf8"))
+        (row,) = plan.pop("stages")
+    except (ValueError, KeyError) as error:
+        raise BenchError(
+            f"{preset} on {topology}: no plan (code {process.returncode}): see above"
+        ) from error
     return {
         "seconds": [seconds],
         "median_seconds": seconds,
@@ -93,20 +102,30 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
     sides: dict[str, Any] = {}
     goals: list[dict[str, Any]] = []
     wanted = [(p, k, s) for k in kinds for p in presets for s in slices]
+    notes = ["Measured: seconds and memory of planning. Predicted: everything under facts."]
     for preset, kind, shape in wanted:
         stage, topology = presets[preset], f"{kind}:{shape}"
         name = side_name(preset, stage, topology)
-        sides[name] = before.get(name) or one(run, preset, stage, topology)
+        side = before.get(name) or one(run, preset, stage, topology)
+        if side is None:
+            notes.append(f"{name}: no plan: killed while compiling, most likely for want of memory")
+        else:
+            sides[name] = side
+            if not side["facts"]["fits"]:
+                notes.append(f"{name}: does not fit")
         if len(slices) > 1 and shape == slices[-1]:
-            pair = [sides[side_name(preset, stage, f"{kind}:{each}")] for each in slices]
-            goals.append(
-                record.goal(
-                    f"predicted efficiency of {preset} on {kind}, 4 to 256 chips",
-                    EFFICIENCY,
-                    efficiency(*pair),
-                    at_least=True,
+            pair = [sides.get(side_name(preset, stage, f"{kind}:{each}")) for each in slices]
+            if all(each and each["facts"]["fits"] for each in pair):
+                goals.append(
+                    record.goal(
+                        f"predicted efficiency of {preset} on {kind}, 4 to 256 chips",
+                        EFFICIENCY,
+                        efficiency(*pair),
+                        at_least=True,
+                    )
                 )
-            )
+        if not sides:  # a result without any is none
+            continue
         yield {
             "format": record.FORMAT,
             "subject": "plan",
@@ -130,11 +149,10 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
             "ratios": {},
             "agreement": {},
             "goals": goals,
-            "notes": [
-                "Measured: seconds and memory of planning. Predicted: everything under facts.",
-                *([UNFINISHED] if len(sides) < len(wanted) else []),
-            ],
+            "notes": [*notes, *([UNFINISHED] if len(sides) < len(wanted) else [])],
         }
+    if not sides:
+        raise BenchError(f"plan: nothing could be planned: {'; '.join(notes[1:])}")
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -146,13 +164,19 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     for side in result["sides"].values():
         facts = side["facts"]
+        named = f"| {facts['experiment']}, {facts['stage']} | {facts['topology']} | "
+        named += f"{facts['batch_per_chip']} | "
+        there = f"{facts['chip']['usable_bytes'] / 2**30:.4g} GiB"
+        if not facts["compiled"]:
+            least = f"{facts['needed_bytes'] / 2**30:.1f} of " if facts["needed_bytes"] else ""
+            rows.append(f"{named}does not fit: {least or 'more than '}{there} |{' - |' * 7}")
+            continue
         expected = facts["predicted"]
         count = sum(each["count"] for each in facts["collectives"])
         sent = sum(each["link_bytes"] for each in facts["collectives"])
+        refused = "" if facts["fits"] else "does not fit: "
         rows.append(
-            f"| {facts['experiment']}, {facts['stage']} | {facts['topology']} | "
-            f"{facts['batch_per_chip']} | {facts['memory_bytes_needed'] / 2**30:.1f} of "
-            f"{facts['chip']['memory_bytes'] / 2**30:.0f} GiB | "
+            f"{named}{refused}{facts['memory_bytes_needed'] / 2**30:.1f} of {there} | "
             f"{facts['matrix_flops'] / 1e9:.0f} | {facts['memory_bytes'] / 1e9:.1f} GB | "
             f"{count:g} | {sent / 1e6:.1f} MB | "
             f"{1e3 * expected['step_seconds']:.1f} ms | {expected['bound']} | "

@@ -25,11 +25,12 @@ step and what bounds it, and the largest batch that fits. Opens no data.
                           each chip trained by itself. External patches that online alignment
                           offers and keeps grow with the batch
   --stage NAME            this stage only
-  --no-search             do not look for the largest batch (several more compilations)
+  --no-search             do not look for the largest batch (up to 8 more compilations a stage)
   --json PATH|-           the plan as JSON too, into a file; - prints it instead of the text
 
-Compiling takes from ten seconds to minutes a time. Any field of the config can be overridden, as in
-`jaxfuse train`: `jaxfuse plan PRESET --help` lists them. Exit code 1: a stage does not fit."""
+Compiling takes from ten seconds to minutes a time; each is announced on stderr. Any field of the
+config can be overridden, as in `jaxfuse train`: `jaxfuse plan PRESET --help` lists them. Exit code
+1: a stage does not fit."""
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -51,6 +52,8 @@ def plan(arguments: Sequence[str]) -> int:
         default=experiments.find(source),
         description="Overrides of the preset's fields. `jaxfuse plan --help` has the options.",
     )
+    if out not in ("", "-"):
+        _check_writable(out)
     from jaxfuse.plan import chips
 
     where = chips.parse(topology or "v5e:2x2")
@@ -72,3 +75,17 @@ def plan(arguments: Sequence[str]) -> int:
             Path(out).write_text(text, encoding="utf8")
             print(out)
     return DONE if all(row["fits"] for row in found["stages"]) else FAILED
+
+
+def _check_writable(path: str) -> None:
+    """Raises ConfigError now for a file that cannot be written when the plan is made."""
+    new = not Path(path).exists()
+    try:
+        Path(path).open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--json {path}: cannot be written ({error.strerror}): name a file in a folder that "
+            "is there and may be written to"
+        ) from error
+    if new:
+        Path(path).unlink()

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxfuse.config import UserError
-from jaxfuse.distributed.meshes import DATA_AXIS
+from jaxfuse.config import ConfigError, UserError
+from jaxfuse.distributed.meshes import DATA_AXIS, FSDP_AXIS
 
 TPU_COMPILER = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -47,13 +47,18 @@ def compilation_cache() -> Path:
     return folder
 
 
-def topology_mesh(kind: str, shape: Sequence[int]) -> Mesh:
-    """A mesh with one axis, `data`, of TPU chips that are not here: programs can be compiled for
+def topology_mesh(kind: str, shape: Sequence[int], fsdp: int = 1) -> Mesh:
+    """The mesh that `data_mesh` makes, of TPU chips that are not here: programs can be compiled for
     them, not run. kind: v5e. shape: (16, 16).
 
-    Raises TopologyError without the TPU compiler, and where it knows no such slice.
+    Raises TopologyError without the TPU compiler, and where it knows no such slice; ConfigError
+    where fsdp does not divide its chips.
     """
-    name = f"{kind}:{'x'.join(map(str, shape))}"
+    name = _slice_name(kind, shape)
+    if math.prod(shape) % fsdp:
+        raise ConfigError(
+            f"train.fsdp = {fsdp}: must divide the {math.prod(shape)} chips of {name}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(
             "libtpu, the TPU compiler, is not installed: "
@@ -68,8 +73,26 @@ def topology_mesh(kind: str, shape: Sequence[int]) -> Mesh:
     try:
         found = topologies.get_topology_desc(name, platform="tpu", **host).devices
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        raise TopologyError(f"{name}: {str(error).splitlines()[0]}") from error
-    return Mesh(np.array(found), (DATA_AXIS,))
+        said = str(error).partition("\n")[0]
+        if "chips_per_host_bounds" in said:
+            said = "the compiler puts four chips, 2x2, on a host"
+        raise TopologyError(
+            f"{name}: {said}: take a slice such as {_works(kind, shape)}"
+        ) from error
+    chips = np.array(found)
+    if fsdp > 1:
+        return Mesh(chips.reshape(-1, fsdp), (DATA_AXIS, FSDP_AXIS))
+    return Mesh(chips, (DATA_AXIS,))
+
+
+def _slice_name(kind: str, shape: Sequence[int]) -> str:
+    return f"{kind}:{'x'.join(map(str, shape))}"
+
+
+def _works(kind: str, shape: Sequence[int]) -> str:
+    """Slices of as many axes that there are: one chip, one host, several."""
+    tail = (1,) * (len(shape) - 2)
+    return ", ".join(_slice_name(kind, (*sides, *tail)) for sides in ((1, 1), (2, 2), (4, 4)))
 
 
 @contextlib.contextmanager

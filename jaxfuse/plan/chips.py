@@ -24,7 +24,10 @@ class Chip:
     flops_per_second: float
     """Peak of the matrix units in bfloat16, multiply and add counted as two."""
     memory_bytes: int
-    """HBM. A compiler may use a little less."""
+    """HBM."""
+    usable_bytes: int
+    """What of it the compiler gives to a program (libtpu 0.0.42 names it when it refuses one); what
+    fits is judged by this."""
     memory_bytes_per_second: float
     link_bytes_per_second: float
     """One link to a neighbour, one way: the stated bidirectional bandwidth per chip (v5e 400, v5p
@@ -38,9 +41,9 @@ class Chip:
 
 GIB = 1 << 30
 CHIPS = {
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 2, 16),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 3, 4),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 100e9, 2, 16),
+    "v5e": Chip(197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 2, 16),
+    "v5p": Chip(459e12, 95 * GIB, int(95.74 * GIB), 2765e9, 100e9, 3, 4),
+    "v6e": Chip(918e12, 32 * GIB, int(31.25 * GIB), 1638e9, 100e9, 2, 16),
 }
 EXAMPLES = {"v5e": "v5e:16x16", "v5p": "v5p:2x2x1", "v6e": "v6e:16x16"}
 

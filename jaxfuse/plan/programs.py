@@ -11,13 +11,17 @@ import jax
 from jax.sharding import Mesh
 
 from jaxfuse import distributed, models
-from jaxfuse.config import ConfigError, Experiment
+from jaxfuse.config import ConfigError, Experiment, UserError
 from jaxfuse.methods import Stage
 from jaxfuse.plan import arithmetic, hlo, traffic
 from jaxfuse.plan.traffic import Collective
 from jaxfuse.train import abstract, setup, steps
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class CompilerError(UserError, RuntimeError):
+    """A step that the compiler gives up on for another reason than a chip's main memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Memory:
     temporaries: int
     code: int
     peak: int = 0
-    """Of all that lives at one moment, memory on the chip included; 0 where XLA does not say."""
+    """Of all that lives at one moment, memory on the chip included, by which the TPU compiler
+    judges; 0 for other platforms, where XLA leaves temporaries out of it."""
 
     @property
     def total(self) -> int:
@@ -78,6 +83,15 @@ class TooLarge:
     compile_seconds: float
 
 
+def check(experiment: Experiment) -> None:
+    """Raises ConfigError for a step that cannot be planned."""
+    if experiment.train.strategy == "pmap":
+        raise ConfigError(
+            "train.strategy = 'pmap': only the step of jit can be compiled for chips that are not "
+            "here: set it to 'jit'"
+        )
+
+
 def stages(experiment: Experiment) -> tuple[Stage, ...]:
     """The stages of an experiment's method, without its data."""
     _, method = setup.build(experiment, abstract.facts(experiment), read_start=False)
@@ -99,8 +113,12 @@ def chosen(experiment: Experiment, names: Sequence[str]) -> list[str]:
 def compile_step(
     experiment: Experiment, stage_name: str, mesh: Mesh, batch_per_chip: int
 ) -> Work | TooLarge:
-    """Compiles a step of the stage for the mesh's chips, each with so many target pairs."""
+    """Compiles a step of the stage for the mesh's chips, each with so many target pairs.
+
+    The state lies on the mesh as in training. Raises ConfigError and CompilerError.
+    """
     began = time.monotonic()
+    check(experiment)
     experiment = abstract.on_devices(experiment, mesh.size, batch_per_chip)
     setup.check(experiment, mesh.size)
     platform = mesh.devices.flat[0].platform
@@ -108,31 +126,30 @@ def compile_step(
         facts = abstract.facts(experiment)
         _, method = setup.build(experiment, facts, read_start=False)
         stage = next(stage for stage in method.stages if stage.name == stage_name)
-        step = steps.make_jit_step(stage, mesh, experiment.train.accumulate)
-        traced = step.trace(abstract.state(method), abstract.batch(experiment))
+        state = abstract.state(method)
+        placed = distributed.by_rule(state, mesh)
+        step = steps.make_jit_step(stage, mesh, experiment.train.accumulate, placed)
+        traced = step.trace(state, abstract.batch(experiment))
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            needed, available = exhausted(str(error))
+            refused = exhausted(str(error))
+            if refused is None:
+                said = str(error).partition("\n")[0]
+                raise CompilerError(
+                    f"{stage_name}, {batch_per_chip} pairs on each of {mesh.size} {platform} "
+                    f"devices: the compiler gave up: {said}"
+                ) from error
             taken = time.monotonic() - began
-            return TooLarge(stage_name, batch_per_chip, needed, available, taken)
+            return TooLarge(stage_name, batch_per_chip, *refused, taken)
     program = hlo.parse(compiled.as_text())
-    sizes, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    cost = compiled.cost_analysis()
     counted = arithmetic.count(traced.jaxpr.jaxpr)
     loops = list(program.loops())
     return Work(
         stage_name,
         batch_per_chip,
-        Memory(
-            sizes.argument_size_in_bytes,
-            sizes.output_size_in_bytes,
-            sizes.alias_size_in_bytes,
-            sizes.temp_size_in_bytes,
-            sizes.generated_code_size_in_bytes,
-            sizes.peak_memory_in_bytes,
-        ),
+        memory(compiled, platform),
         counted.matrix / mesh.size,
         counted.other / mesh.size,
         traffic.memory_bytes(program),
@@ -146,11 +163,28 @@ def compile_step(
     )
 
 
-def exhausted(message: str) -> tuple[int, int]:
-    """(bytes needed, bytes there are) in the compiler's complaint; zeros where it does not say.
+def memory(compiled: jax.stages.Compiled, platform: str) -> Memory:
+    """What a compiled program takes on each device."""
+    sizes = compiled.memory_analysis()
+    return Memory(
+        sizes.argument_size_in_bytes,
+        sizes.output_size_in_bytes,
+        sizes.alias_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        sizes.generated_code_size_in_bytes,
+        sizes.peak_memory_in_bytes if platform == "tpu" else 0,
+    )
+
+
+def exhausted(message: str) -> tuple[int, int] | None:
+    """(bytes of HBM needed, bytes there are) in the compiler's complaint, zeros where it does not
+    say; None where it complains of something else, such as memory on the chip.
 
     Where temporaries alone are too much it names these, so that a little more is needed.
     """
+    first = message.partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" not in first or not re.search(r"\bhbm\b", first, re.IGNORECASE):
+        return None
     amount = r"([\d.]+)([KMGT]?)"
     found = re.search(rf"Used {amount} of {amount} hbm", message) or re.search(
         rf"temporaries \({amount}\) exceeds available HBM \({amount}\)", message

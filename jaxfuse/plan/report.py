@@ -31,18 +31,21 @@ def make(
 ) -> dict[str, Any]:
     """Plans the named stages, or all, of an experiment on a slice; plain numbers and strings.
 
-    Raises TopologyError and ConfigError.
+    say: is told before each compilation. Raises TopologyError, CompilerError and ConfigError.
     """
-    mesh = distributed.topology_mesh(where.kind, where.shape)
+    programs.check(experiment)
+    mesh = distributed.topology_mesh(where.kind, where.shape, experiment.train.fsdp)
     if mesh.size != where.chips:
         raise distributed.TopologyError(
             f"{where.name}: the compiler takes its {where.chips} chips for {mesh.size} devices"
         )
     names = programs.chosen(experiment, stages)
     compiled: list[float] = []
+    most = len(names) * (1 + search * predict.MAX_COMPILATIONS)
 
     def compile_one(name: str, batch: int) -> Work | TooLarge:
-        say(f"compiling {name} for {where.name}, {batch} pairs on each chip ...")
+        number = f"{len(compiled) + 1} of {'at most ' * search}{most}"
+        say(f"compiling {name} for {where.name}, {batch} pairs on each chip ({number}) ...")
         found = programs.compile_step(experiment, name, mesh, batch)
         compiled.append(found.compile_seconds)
         return found
@@ -57,7 +60,7 @@ def make(
             largest = predict.largest_batch(
                 lambda batch, name=name: _verdict(compile_one(name, batch), where),
                 batch_per_chip,
-                limit or where.chip.memory_bytes,
+                limit or where.chip.usable_bytes,
                 experiment.train.accumulate,
                 verdicts,
             )
@@ -72,6 +75,7 @@ def make(
         "links_per_chip": where.links,
         "batch_per_chip": batch_per_chip,
         "batch": batch_per_chip * where.chips,
+        "fsdp": experiment.train.fsdp,
         "compute_dtype": experiment.model.compute_dtype,
         "compilations": len(compiled),
         "compile_seconds": sum(compiled),
@@ -84,7 +88,7 @@ def _verdict(found: Work | TooLarge, where: Slice) -> tuple[bool, int]:
     """Whether it fits, and bytes. The compiler lets programs pass that need more than there is."""
     if isinstance(found, TooLarge):
         return False, found.needed_bytes
-    return found.memory.total <= where.chip.memory_bytes, found.memory.total
+    return found.memory.total <= where.chip.usable_bytes, found.memory.total
 
 
 def _row(found: Work | TooLarge, where: Slice) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def _row(found: Work | TooLarge, where: Slice) -> dict[str, Any]:
         "compiled": True,
         **_without_stage(found),
         "memory_bytes_needed": found.memory.total,
-        "memory_share": found.memory.total / where.chip.memory_bytes,
+        "memory_share": found.memory.total / where.chip.usable_bytes,
         "predicted": {
             "compute_seconds": times.compute,
             "memory_seconds": times.memory,
@@ -123,6 +127,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{plan['experiment']} on {plan['topology']}: {plan['chips']} chips, "
         f"{plan['batch_per_chip']} pairs on each, {plan['batch']} a step, {plan['compute_dtype']}"
     ]
+    if plan["fsdp"] > 1:
+        text[0] += f", parameters split over {plan['fsdp']}"
     for row in plan["stages"]:
         text += ["", f"stage {row['stage']}, on each chip"]
         text += [f"  {name:<16}{value}" for name, value in _facts(row, plan)]
@@ -135,11 +141,11 @@ def lines(plan: dict[str, Any]) -> list[str]:
 
 
 def _facts(row: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
-    there = plan["chip"]["memory_bytes"]
+    there = plan["chip"]["usable_bytes"]
     if not row["compiled"]:
-        needed = size(row["needed_bytes"]) if row["needed_bytes"] else "more"
-        there = row["available_bytes"] or there
-        found = [("memory", f"DOES NOT FIT: needs at least {needed} of {size(there)}")]
+        there = size(row["available_bytes"] or there)
+        needed = f"at least {size(row['needed_bytes'])} of" if row["needed_bytes"] else "more than"
+        found = [("memory", f"DOES NOT FIT: needs {needed} {there}")]
     else:
         memory, expected = row["memory"], row["predicted"]
         found = [
@@ -198,4 +204,4 @@ def size(amount: float) -> str:
         if amount < 1024 or unit == "GiB":
             break
         amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.4g} {unit}"

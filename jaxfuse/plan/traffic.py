@@ -21,6 +21,7 @@ LINK_SHARE: dict[str, Callable[[int], float]] = {
 FREE = frozenset(
     {
         "after-all",
+        "async-start",
         "bitcast",
         "call",
         "conditional",
@@ -36,7 +37,7 @@ FREE = frozenset(
         "while",
     }
 )
-"""Instructions that move nothing themselves."""
+"""Instructions that move nothing themselves; what they call is counted where it is defined."""
 FREE_CALLS = frozenset({"AllocateBuffer", "ConcatBitcast"})
 """Custom calls that move nothing."""
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -63,17 +64,25 @@ def collectives(program: Program, devices: int) -> tuple[Collective, ...]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in LINK_SHARE:
                 continue
-            shapes = instruction.shapes
-            if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-                # The result holds the operands too, before the results.
-                given = len(instruction.operands)
-                shapes = shapes[given : 2 * given]
-            size = sum(shape.bytes for shape in shapes)
+            size = sum(shape.bytes for shape in results(instruction))
             sent = LINK_SHARE[kind](group_size(instruction, devices)) * size
             total = found.setdefault(kind, [0.0, 0.0, 0.0])
             for at, amount in enumerate((1.0, size, sent)):
                 total[at] += times * amount
     return tuple(Collective(kind, *found[kind]) for kind in sorted(found))
+
+
+def results(instruction: Instruction) -> tuple[Shape, ...]:
+    """What an instruction makes; of the first half of an asynchronous one, without the operands
+    that its tuple holds before the results and the contexts after them.
+    """
+    shapes, given = instruction.shapes, len(instruction.operands)
+    if not instruction.opcode.endswith("-start") or len(shapes) <= given:
+        return shapes
+    made = shapes[given:]
+    while len(made) > 1 and made[-1].dtype in ("u32", "s32") and not made[-1].dims:
+        made = made[:-1]
+    return made
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
@@ -128,7 +137,7 @@ def _moved(program: Program, lines: Computation) -> Iterator[float]:
             yield from _fusion(program, lines, instruction)
         else:
             yield _read(lines, instruction.operands)
-            yield sum(map(_main, instruction.shapes))
+            yield sum(map(_main, results(instruction)))
 
 
 def _main(shape: Shape) -> float:
