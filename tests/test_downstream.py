@@ -697,7 +697,7 @@ def test_words_on_the_command_line_are_a_plan(tmp_path: Path) -> None:
         (("p.toml", ("a", ""), ("", "")), "--protocol p.toml names the sets"),
     ):
         with pytest.raises(PlanError, match=words):
-            plans.from_words(*given, (), ())
+            plans.from_words(*given, "", (), ())
 
 
 def test_synthetic_scenes_tell_their_time_and_classes() -> None:

@@ -313,10 +313,13 @@ def test_a_pretrained_anchor_needs_its_parameters() -> None:
 def test_a_collapsed_run_is_doubted() -> None:
     method = build()
     said = method.doubts({"classes_in_use": 1.02, "agreement": 0.99})
-    assert len(said) == 1 and "1.02 of 4 classes" in said[0] and "balanced" in said[0]
+    assert len(said) == 1 and "1.02 of 4 classes" in said[0] and "method.anchor" not in said[0]
+    (said,) = build(anchor="none").doubts({"classes_in_use": 1.02, "agreement": 0.99})
+    assert "have collapsed" in said and "method.anchor = 'balanced' or 'pretrained'" in said
     assert method.doubts({"classes_in_use": 3.0, "classes_told_apart": 2.0}) == []
     said = method.doubts({"classes_in_use": 4.0, "classes_told_apart": 1.0, "agreement": 1.0})
     assert len(said) == 1 and "4.00 of 4 classes in use, 1.00 told apart" in said[0]
+    assert "the same in every image" in said[0]
     assert method.doubts({"loss": 1.0}) == []
     # 2 + 4 steps: in the first steps of the second stage networks are new.
     collapsed = {"classes_in_use": 1.0, "agreement": 1.0}

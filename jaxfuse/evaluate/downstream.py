@@ -394,8 +394,5 @@ def _remarks(plan: Plan, classes: ClassList, parts: Mapping[str, Part]) -> list[
         found.append(f"in the test part and nowhere in the train part: {', '.join(unseen)}")
     absent = [name for name, b in zip(classes.names, asked, strict=True) if not b]
     if absent:
-        found.append(
-            f"nowhere in the test part, where they count once they are predicted: "
-            f"{', '.join(absent)}"
-        )
+        found.append(f"nowhere in the test part, so in no mean: {', '.join(absent)}")
     return found
