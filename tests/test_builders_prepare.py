@@ -577,3 +577,23 @@ def test_tfds_refuses_a_download_that_is_not_all_there(tmp_path: Path) -> None:
     builder = tfds_builders.create("msrs", root, data_dir=str(tmp_path / "tfds"))
     with pytest.raises(UnsoundError, match="1083"):
         builder.download_and_prepare()
+
+
+def test_checking_looks_at_every_prepared_set_that_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    done = {}
+    for name in ("msrs", "roadscene"):
+        root = tiny_downloads.make(name, tmp_path / name)
+        done[name] = prepare(layouts.named(name), root, out, allow_incomplete=True).folder
+    # As a preparation that was killed leaves it beside the set that it is to replace.
+    whole = done["msrs"]
+    shutil.copytree(whole, whole.with_name(f"{whole.name}{marks.UNFINISHED}"))
+    assert marks.all_prepared(out) == sorted(done.values())
+    assert cli.main(["data", "check", str(out)]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    shard = next(done["roadscene"].glob("*.array_record-*-of-?????"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert cli.main(["data", "check", str(out)]) == 1
+    assert shard.name in capsys.readouterr().out

@@ -284,7 +284,7 @@ def segments(arguments: Sequence[str]) -> int:
     means, written = job.write(run, pairs, given.out, progress("segmenting"), chosen)
     for when, signs in means.items():
         print(
-            f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the pixels; "
+            f"{when} stage II: A and B agree on {signs['agreement']:.1%} of the cells; "
             f"{signs['classes_in_use']:.1f} classes in use in an image; confidence "
             f"{signs['confidence']:.2f}"
         )

@@ -79,9 +79,8 @@ def resolve(root: str | Path) -> Path:
         raise FileError(root, "no such folder", "give a folder that `jaxfuse data prepare` wrote")
     level, unfinished = [root], []
     for _ in range(3):
-        complete = [folder for folder in level if (folder / COMPLETE).is_file()]
+        complete = _complete(level)
         unfinished += [folder for folder in level if folder.name.endswith(UNFINISHED)]
-        complete = [folder for folder in complete if folder not in unfinished]
         if len(complete) > 1:
             names = ", ".join(str(folder.relative_to(root)) for folder in complete[:5])
             raise FileError(root, f"holds several prepared sets: {names}", "give one of them")
@@ -96,14 +95,21 @@ def resolve(root: str | Path) -> Path:
 
 
 def all_prepared(root: Path) -> list[Path]:
-    """The folders of the prepared sets at `root` or up to two folders below it, whole or not."""
+    """The folders of the prepared sets at `root` or up to two folders below it, on the first level
+    that has any; `root` itself where none is whole, of which `resolve` says why.
+    """
     level = [root]
     for _ in range(3):
-        found = [x for x in level if x.name.endswith(UNFINISHED) or (x / COMPLETE).is_file()]
-        if found:
-            return sorted(found)
+        complete = _complete(level)
+        if complete:
+            return complete
         level = [child for folder in level for child in subfolders(folder)]
-    return []
+    return [root]
+
+
+def _complete(level: list[Path]) -> list[Path]:
+    """Those that hold a set which is prepared to its end."""
+    return [x for x in level if not x.name.endswith(UNFINISHED) and (x / COMPLETE).is_file()]
 
 
 def is_prepared(root: Path) -> bool:
