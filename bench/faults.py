@@ -18,10 +18,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -62,6 +63,12 @@ def experiment() -> Experiment:
     )
 
 
+def _keep(said: IO[str], lines: list[str]) -> None:
+    """Reads what a process prints, to its end."""
+    with said:
+        lines.extend(said)
+
+
 class Run:
     """Processes of one run."""
 
@@ -72,8 +79,8 @@ class Run:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.folder, self.since = folder, time.monotonic()
-        self.outputs = [folder.with_suffix(f".{i}.txt") for i in range(count)]
-        self.processes = []
+        self.outputs: list[list[str]] = [[] for _ in range(count)]
+        self.processes, self.readers = [], []
         for i, output in enumerate(self.outputs):
             given = {
                 "JAX_PLATFORMS": "cpu",
@@ -91,24 +98,33 @@ class Run:
                     "JAX_PROCESS_ID": str(i),
                 }
             command = [sys.executable, "-m", "jaxfuse", "train", str(config), "--run", str(folder)]
-            with output.open("w") as out:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, env={**os.environ, **given}, stdout=out, stderr=subprocess.STDOUT
-                    )
-                )
+            # Not into files, which a process with a full disk could not write either.
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **given},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            assert process.stdout is not None
+            reader = threading.Thread(target=_keep, args=(process.stdout, output), daemon=True)
+            reader.start()
+            self.processes.append(process)
+            self.readers.append(reader)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
+        for process, reader in zip(self.processes, self.readers, strict=True):
             process.kill()
             process.wait()
+            reader.join(PATIENCE)
 
     def said(self) -> str:
         """What all have printed."""
-        return "\n".join(output.read_text(errors="replace") for output in self.outputs)
+        return "\n".join("".join(output) for output in self.outputs)
 
     def until(self, ready: Callable[[], bool]) -> None:
         """Waits; raises where a process ends before, or it takes too long."""
@@ -131,7 +147,10 @@ class Run:
     def codes(self) -> list[int]:
         """Waits for all to end; returns how."""
         end = time.monotonic() + PATIENCE
-        return [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
+        codes = [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
+        for reader in self.readers:
+            reader.join(PATIENCE)
+        return codes
 
 
 def last_step(folder: Path) -> int:
