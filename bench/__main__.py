@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description=f"Measures time and memory. Subjects (all, unless some are named):{told}\n"
         f"  {'accelerator':<12} {', '.join(ON_ACCELERATOR)} on JAX's first GPU or TPU",
+        epilog="Programs of their own: python -m bench.faults, what runs of several processes lose "
+        "when something dies; python -m bench.ssvif, what SSVIF gains for segmentation.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parse.add_argument("names", nargs="*", metavar="SUBJECT")

@@ -196,11 +196,7 @@ class Checkpoints:
                 raise CheckpointError(f"another state than this run's: {difference}")
 
         def restored() -> None:
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()
-            )
-            read = self._manager.restore(step, args=args)
-            found.extend((read["state"], read["info"]))
+            found.extend(self._restored(step, abstract))
             # Damage to Orbax's own notes can turn keys into plain numbers, or numbers into others.
             types = jax.tree.map(lambda x, like: x.dtype == like.dtype, found[0], abstract)
             if not all(jax.tree.leaves(types)):
@@ -218,6 +214,14 @@ class Checkpoints:
         if CHECKSUM in info and info[CHECKSUM] != checksum(state):
             return None, {}, "its numbers are not those that were saved"
         return state, info, ""
+
+    def _restored(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        # Not by the manager, which ends with a collective that a process that fails never reaches.
+        folder = self._manager.directory / str(step)
+        state = ocp.StandardCheckpointHandler().restore(
+            folder / "state", args=ocp.args.StandardRestore(abstract)
+        )
+        return state, ocp.JsonCheckpointHandler().restore(folder / "info")
 
     def close(self) -> None:
         """Waits for pending writes and lets go of the folder."""

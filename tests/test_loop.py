@@ -31,6 +31,7 @@ from safetensors.numpy import load_file
 import tiny_network
 from jaxfuse import cli, config, distributed, models, weights
 from jaxfuse.config import Experiment
+from jaxfuse.data import pipeline
 from jaxfuse.data.pipeline import Pipeline
 from jaxfuse.data.sources import open_source
 from jaxfuse.methods import external
@@ -440,6 +441,55 @@ def test_validation_ranks_checkpoints(
     found = {r["step"]: r["validation_loss"] for r in records(folder) if "validation_loss" in r}
     assert found == {6: pytest.approx(3.1), 9: None, 12: pytest.approx(4.1)}
     assert saved_steps(folder) == [6, 12]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_run_that_waits_for_data_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, slow: bool
+) -> None:
+    read, pace = pipeline._Stream.read, pipeline.Batches.pace
+
+    def slowly(self, start):
+        time.sleep(0.15)  # target and pool
+        return read(self, start)
+
+    if slow:
+        monkeypatch.setattr(pipeline._Stream, "read", slowly)
+    else:
+        monkeypatch.setattr(pipeline.Batches, "pace", lambda self: (pace(self)[0], 0.0))
+    loop.run(tiny_network.experiment(data__threads=1), tmp_path / "run")
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if "waiting for data" in line]
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    if not slow:
+        assert lines == [] and last["data_share"] == 0.0
+        return
+    # Once, and of scenes that are generated no files can be made shards of.
+    (line,) = lines
+    assert line.endswith("examples a second. Raise data.threads or data.cache_mib")
+    assert last["data_share"] > 0.5
+    assert 10 < last["loader_examples_per_second"] < 8 / 0.3
+    assert last["examples_per_second"] < 8 / 0.25
+
+
+def test_hunger_is_told_once_and_not_of_a_single_odd_line() -> None:
+    def lines(*waits: float, reads: float = 100.0) -> list[bool]:
+        hunger = loop._Hunger()
+        return [
+            hunger.is_news(
+                {
+                    "data_share": share,
+                    "examples_per_second": 10.0,
+                    "loader_examples_per_second": reads,
+                }
+            )
+            for share in waits
+        ]
+
+    assert lines(0.9, 0.1, 0.1) == [False] * 3  # the first line: everything starts
+    assert lines(0.0, 0.9, 0.0, 0.9) == [False] * 4  # reading gives ten times as much
+    assert lines(0.0, 0.9, 0.9, 0.9) == [False, False, True, False]  # all the same, it waits
+    assert lines(0.0, 0.9, 0.9, reads=15.0) == [False, True, False]
 
 
 def test_tensorboard_continues_where_the_run_does(straight: Path, tmp_path: Path) -> None:

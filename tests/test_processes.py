@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import two_processes
 from bench import faults
 from jaxfuse import distributed
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, SourceConfig
+from run_folders import records
+
+REPO = Path(__file__).resolve().parents[1]
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -126,6 +132,50 @@ def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) 
     # Other examples would show in every loss; sums in another order show in the sixth digit.
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-3), step
+
+
+@pytest.mark.slow
+def test_pmap_and_validation_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    usual = faults.experiment()
+    validation = SourceConfig(kind="synthetic", scenes=3, height=32, width=64, seed=9)
+    what = dataclasses.replace(
+        usual,
+        method=dataclasses.replace(usual.method, stage1_epochs=1.0),
+        data=dataclasses.replace(usual.data, validation=validation),
+        train=dataclasses.replace(usual.train, strategy="pmap"),
+    )
+    found = []
+    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
+        with faults.Run(tmp_path / name, count, devices, what) as run:
+            assert run.codes() == [0] * count, run.said()
+        found.append(records(tmp_path / name))
+    assert len(found[0]) == 10 and "validation_loss" in found[0][-1]
+    for one, two in zip(*found, strict=True):
+        assert one.keys() == two.keys()
+        for key in one.keys() - {"stage"}:
+            assert two[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+@pytest.mark.slow
+def test_what_two_processes_do_together(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = []
+    for number in range(2):
+        given = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        given |= {"JAX_PROCESS_ID": str(number), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        given["PYTHONPATH"] = os.pathsep.join((str(REPO), os.environ.get("PYTHONPATH", "")))
+        command = [sys.executable, str(REPO / "tests" / "two_processes.py"), str(tmp_path)]
+        started.append(
+            subprocess.Popen(
+                command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    said = [process.communicate(timeout=180)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    for check in two_processes.CHECKS:
+        assert all(f"{check.__name__}: well" in each for each in said)
 
 
 @pytest.mark.slow

@@ -154,9 +154,7 @@ class _Session:
             and self.mesh.devices.flat[0].platform == "cpu"
             and len(self.mesh.local_devices) > 1
         )
-        starved: bool | None = (
-            None  # nothing is said of the first lines: threads start, XLA compiles
-        )
+        hunger = _Hunger()
         stage: Stage | None = None
         pending: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
@@ -182,10 +180,8 @@ class _Session:
                     self.checkpoints.check()
                     record = self._summary(state, step, stage, pending, since)
                     record |= self._pace(batches, record["steps_per_second"])
-                    if starved is False and _starved(record):
-                        self.terminal.say(self._hunger(step, record))
-                        starved = True
-                    starved = bool(starved)
+                    if hunger.is_news(record):
+                        self.terminal.say(self._remedy_of_hunger(step, record))
                     if saving and not stopping:  # who asked to stop may not wait for long
                         record |= self._validate(state, stage)
                     before, doubts = doubts, tuple(method.doubts(record))
@@ -255,12 +251,13 @@ class _Session:
             "data_share": min(float(waited.max()) * steps_per_second, 1.0),
         }
 
-    def _hunger(self, step: int, record: dict[str, Any]) -> str:
+    def _remedy_of_hunger(self, step: int, record: dict[str, Any]) -> str:
+        files = self.experiment.data.target.kind not in ("synthetic", "records")
+        shards = ", or prepare the set as shards (jaxfuse data prepare)" if files else ""
         return (
             f"step {step}: {record['data_share']:.0%} of the time goes by waiting for data: "
             f"reading gives about {record['loader_examples_per_second']:.0f} examples a second. "
-            "Raise data.threads or data.cache_mib, or prepare the set as shards (jaxfuse data "
-            "prepare)"
+            f"Raise data.threads or data.cache_mib{shards}"
         )
 
     def _stop_at(self, bad_step: int) -> None:
@@ -321,10 +318,25 @@ class _Session:
         self.checkpoints.save(step, state, info, ranks)
 
 
-def _starved(record: dict[str, Any]) -> bool:
-    """Whether the steps wait for data, and reading can indeed not give much more."""
-    enough = record["loader_examples_per_second"] > 2.0 * record["examples_per_second"]
-    return record["data_share"] > STARVED and not enough
+class _Hunger:
+    """Whether a run waits for data, told once. The first line after a start says nothing about it:
+    threads start, XLA compiles.
+    """
+
+    def __init__(self) -> None:
+        self._lines, self._hungry, self._told = 0, 0, False
+
+    def is_news(self, record: dict[str, Any]) -> bool:
+        """Whether this line of the log shows it and none has before: a single one counts where
+        reading can indeed not give much more, else it takes two in a row.
+        """
+        self._lines += 1
+        waits = self._lines > 1 and record["data_share"] > STARVED
+        self._hungry = self._hungry + 1 if waits else 0
+        enough = record["loader_examples_per_second"] > 2.0 * record["examples_per_second"]
+        news = waits and not self._told and (not enough or self._hungry > 1)
+        self._told = self._told or news
+        return news
 
 
 def _rank_of(path: Path) -> tuple[float, float]:
