@@ -41,7 +41,7 @@ PATIENCE = 180
 """Seconds that anything may take."""
 RESTART = 30
 """Seconds in which a run should be back at its first step where its programs are compiled."""
-STEPS = 60
+STEPS = 40
 EVERY = 10
 """Steps between checkpoints."""
 ENDS = {-signal.SIGABRT, 70}

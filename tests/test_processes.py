@@ -122,7 +122,7 @@ def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) 
         run.kill(1, 15)
         assert run.codes() == [75, 75]
     with faults.Run(folder, count=1, devices=4) as run:
-        run.until_step(35)
+        run.until_step(25)
         run.kill(0, 15)
         assert run.codes() == [75]
     with faults.Run(folder, count=4) as run:
