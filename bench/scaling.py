@@ -133,6 +133,8 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
     what = f"training step of lite, {PER_DEVICE} patches of {settings['patch']}x{settings['patch']}"
     what += " a device"
     result = record.measure(run, "scaling", what, sides, run.rounds(7), settings, rates)
+    if not run.tiny:
+        result["notes"].append("Peak memory with two processes is that of the first one.")
     first = result["sides"][sides[0].name]
     for side in sides:
         found = result["sides"][side.name]

@@ -168,6 +168,8 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, repo: Path, tmp_path: 
         ("train absent.json", ["absent.json", "not a readable JSON config"]),
         ("train absent.py", ["absent.py: no such file"]),
         ("train demo --run", ["--run: name a folder"]),
+        ("train demo --run gs://bucket/run", ["gs://bucket/run: an address", "mount it as a file"]),
+        ("train demo --data.target.root=s3://b/a", ["jaxfuse: s3://b/a: an address"]),
         ("train --run x demo", ["train --run: name a preset, a file or a run folder first"]),
         ("train demo --train.batch-size 0", ["train.batch_size = 0: use at least 1"]),
         ("train demo --method.crop-size 99", ["method.crop_size = 99: must not exceed data.pat"]),

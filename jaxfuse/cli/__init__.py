@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,13 @@ def _run(arguments: list[str]) -> int:
         return usage(__version__, asked=True)
     if arguments[0] not in COMMANDS:
         raise ConfigError(f"no command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
+    for word in arguments:
+        # As a path it would quietly be a new folder `gs:` here.
+        if found := re.search(r"^(?:--[^=]*=)?([a-z0-9]+://.*)", word):
+            raise ConfigError(
+                f"{found[1]}: an address, but jaxfuse reads and writes paths: mount it as a file "
+                "system (a bucket by gcsfuse, say) and give its path"
+            )
     return COMMANDS[arguments[0]](arguments[1:])
 
 
