@@ -330,8 +330,10 @@ def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
             if ahead and target <= STEPS - left:
                 run.until_step(target)
             else:
-                wait = draw.uniform(0.0, 10.0)
-                run.until(lambda: time.monotonic() - begun > wait)  # noqa: B023
+                end, last = begun + draw.uniform(0.0, 10.0), STEPS - left
+                run.until(
+                    lambda end=end, last=last: time.monotonic() > end or last_step(folder) > last
+                )
             for which in draw.choice([(0,), (1,), (0, 1)]):
                 run.kill(which)
             at.append(last_step(folder))
