@@ -7,6 +7,7 @@ the end with a run that nothing happened to: the log of every step and the last 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -65,6 +66,13 @@ def experiment() -> Experiment:
     )
 
 
+def _without_privileges() -> None:
+    """Modes of files hold for root, too: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH go with exec."""
+    prctl = ctypes.CDLL(None).prctl
+    for capability in (1, 2):
+        prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
 def _keep(said: IO[str], lines: list[str]) -> None:
     """Reads what a process prints, to its end."""
     with said:
@@ -120,6 +128,7 @@ class Run:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                preexec_fn=_without_privileges if sys.platform == "linux" else None,
             )
             assert process.stdout is not None
             reader = threading.Thread(target=_keep, args=(process.stdout, output), daemon=True)
@@ -273,6 +282,21 @@ def _full_for_checkpoints(which: int) -> Fault:
     return fault
 
 
+def _folders(run: Path) -> list[Path]:
+    return [run, *(path for path in run.rglob("*") if path.is_dir())]
+
+
+def _read_only(run: Run) -> None:
+    run.until_step(EVERY + 5)
+    for path in _folders(run.folder):
+        path.chmod(0o555)
+
+
+def _writable(folder: Path) -> None:
+    for path in _folders(folder):
+        path.chmod(0o755)
+
+
 def _truncate(folder: Path) -> None:
     newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
     for path in newest.rglob("*"):
@@ -293,6 +317,7 @@ FAULTS: dict[str, tuple[str, Fault, Callable[[Path], None] | None]] = {
     ),
     "full_disk": ("disk full at process 0", _full, None),
     "full_in_save_0": ("disk full for process 0's checkpoint", _full_for_checkpoints(0), None),
+    "read_only": ("run folder made read-only", _read_only, _writable),
     "full_in_save_1": ("disk full for process 1's checkpoint", _full_for_checkpoints(1), None),
 }
 """name -> what it is, the fault, what happens to the folder afterwards."""
@@ -450,10 +475,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parse.add_argument("--out", type=Path, default=machine.ROOT / "bench" / "results")
     given = parse.parse_args(words)
     work = Path(tempfile.mkdtemp(prefix="faults-"))
-    try:
-        result = measure(work, given.kills)
-    finally:
-        shutil.rmtree(work)
+    print(f"{work}: kept where something fails", file=sys.stderr)
+    result = measure(work, given.kills)
+    shutil.rmtree(work)
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "faults.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 import zlib
@@ -162,25 +163,43 @@ class Checkpoints:
         """(state, info, complaints) of the newest readable checkpoint.
 
         abstract: ShapeDtypeStructs with shardings. Complaints name newer checkpoints that could not
-        be read, which are deleted, since a later save of their steps would be refused. Where none
-        can be read all stay, and CheckpointError is raised.
+        be read, which are moved aside, since a later save of their steps would be refused. Where
+        none can be read all stay, and CheckpointError is raised.
         """
         _hush()
         complaints = list(self._complaints)
-        unreadable: list[int] = []
+        unreadable: dict[int, str] = {}
         for step in distributed.from_chief(self.steps[::-1]):
             state, info, why = self._read(step, abstract)
             if state is None:
-                complaints.append(f"{self.folder / str(step)}: unreadable ({why})")
-                unreadable.append(step)
+                unreadable[step] = f"{self.folder / str(step)}: unreadable ({why})"
                 continue
-            for newer in unreadable:
-                self._manager.delete(newer)
+            if unreadable:
+                aside = self._put_aside(list(unreadable))
+                complaints += [f"{text}: moved to {aside}" for text in unreadable.values()]
             return state, info, complaints
+        complaints += unreadable.values()
         raise CheckpointError(
             f"{self.folder}: no readable checkpoint: {'; '.join(complaints) or 'there is none'}. "
             "Use the version of the code that wrote them, or delete this folder to start over"
         )
+
+    def _put_aside(self, steps: list[int]) -> Path:
+        """Moves checkpoints out of the folder; returns where they are. They may be whole: storage
+        that fails for a while looks the same.
+        """
+        place = self.folder.with_name("unreadable_checkpoints")
+        with self._explained("move"):
+            if distributed.is_chief():
+                place.mkdir(exist_ok=True)
+                for step in steps:
+                    aside = place / str(step)
+                    if aside.exists():
+                        shutil.rmtree(aside)
+                    (self.folder / str(step)).rename(aside)
+        distributed.together("checkpoints are moved")
+        self._manager.reload()
+        return place
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any], str]:
         """(state, info, ""), or (None, {}, why) in every process where one of them cannot read it.

@@ -150,9 +150,16 @@ mounting() {
   local command=${MOUNT:-}
   if [ -z "$command" ]; then
     # Checkpoints are written beside their place and renamed, a folder at a time.
-    command="gcsfuse --implicit-dirs --rename-dir-limit=100000 $(quoted "$BUCKET" "$shared")"
+    command="need_gcsfuse && gcsfuse --implicit-dirs --rename-dir-limit=100000"
+    command+=" $(quoted "$BUCKET" "$shared")"
   fi
   cat <<MOUNTING
+need_gcsfuse() {
+  command -v gcsfuse >/dev/null || {
+    echo "launch: \$(hostname): gcsfuse is not installed: install it on the hosts, or set MOUNT"
+    return 1
+  }
+}
 if ! mountpoint -q $shared; then
   sudo mkdir -p $shared && sudo chown "\$(id -u)" $shared
   $command || {

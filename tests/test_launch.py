@@ -915,6 +915,16 @@ def test_tpu_train_stops_where_storage_cannot_be_mounted(
     assert "which another start does not mend" in result.stderr
 
 
+def test_tpu_train_says_that_gcsfuse_is_missing(tmp_path: Path, stand_in: Any, host: Any) -> None:
+    stand_in("gcloud", REMOTE)
+    host("exit 0")
+    (tmp_path / "host" / "bin" / "mountpoint").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "host" / "bin" / "gcsfuse").unlink()
+    result = tpu(tmp_path, "train", "p", HOSTS_FOLDER=str(tmp_path / "host"))
+    assert result.returncode == 1
+    assert "gcsfuse is not installed: install it on the hosts, or set MOUNT" in result.stdout
+
+
 # A process that saves when it is asked to stop; it ends by itself should a test fail.
 SAVES = """
 trap 'sleep 0.2; touch saved; exit 75' TERM
@@ -1158,7 +1168,7 @@ def test_every_placeholder_of_the_jobset_is_documented() -> None:
     [filled] = re.findall(r"envsubst '([^']*)'", command)
     assert {name.lstrip("$") for name in filled.split()} == placeholders
     assert set(re.findall(r"\$\{(\w+):\?\}", command)) == placeholders
-    assert set(re.findall(r"\b([A-Z]+)=", command)) == placeholders
+    assert set(re.findall(r"\b([A-Z]+)=", command)) - {"EXTRAS"} == placeholders
 
 
 def test_the_jobset_is_one_job_with_a_pod_for_each_host(jobset: dict[str, Any]) -> None:

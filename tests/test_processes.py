@@ -7,14 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import two_processes
 from bench import faults
 from jaxfuse import distributed
 from jaxfuse.config import ConfigError, SourceConfig
+from jaxfuse.train import setup
+from jaxfuse.train.setup import RunFolderError
 from run_folders import records
 
 REPO = Path(__file__).resolve().parents[1]
@@ -77,6 +82,7 @@ EXPECTED = {
     "kill_in_save": ({-9}, ""),
     "truncated": ({75}, "stopped on request"),
     "full_disk": ({1, *faults.ENDS}, "free disk space"),
+    "read_only": ({1, *faults.ENDS}, "see to disk space and permissions"),
     "full_in_save_0": ({1, *faults.ENDS}, "process 0 of 2: "),
     "full_in_save_1": ({1, *faults.ENDS}, "process 1 of 2: "),
 }
@@ -156,26 +162,69 @@ def test_pmap_and_validation_of_two_processes_are_those_of_one(tmp_path: Path) -
             assert two[key] == pytest.approx(one[key], rel=1e-4), key
 
 
-@pytest.mark.slow
-def test_what_two_processes_do_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def two(script: str, word: str, place: Callable[[int], dict[str, str]]) -> list[tuple[int, str]]:
+    """(exit code, what was printed) of two processes of a script of the tests. place: the variables
+    by which process 0 or 1 finds the other.
+    """
     started = []
     for number in range(2):
-        given = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-        given |= {"JAX_PROCESS_ID": str(number), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        given = {name: value for name, value in os.environ.items() if name not in PLACE}
+        given |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAXFUSE_HEARTBEAT_SECONDS": "8"}
         given["PYTHONPATH"] = os.pathsep.join((str(REPO), os.environ.get("PYTHONPATH", "")))
-        command = [sys.executable, str(REPO / "tests" / "two_processes.py"), str(tmp_path)]
         started.append(
             subprocess.Popen(
-                command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [sys.executable, str(REPO / "tests" / script), word],
+                env={**given, **place(number)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
     said = [process.communicate(timeout=180)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return [(process.returncode, each) for process, each in zip(started, said, strict=True)]
+
+
+def by_variables() -> Callable[[int], dict[str, str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return lambda number: dict(zip(PLACE, (address, "2", str(number)), strict=True))
+
+
+def by_slurm(number: int) -> dict[str, str]:
+    """As srun sets them; JAX takes the coordinator's port from the number of the job."""
+    job = str(os.getpid())
+    common = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    mine = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+    return {**common, "SLURM_STEP_NUM_TASKS": "2", **mine}
+
+
+@pytest.mark.slow
+def test_what_two_processes_do_together(tmp_path: Path) -> None:
+    ends = two("two_processes.py", str(tmp_path), by_slurm)
+    said = [each for _, each in ends]
+    assert [code for code, _ in ends] == [0, 0], "\n".join(said)
     for check in two_processes.CHECKS:
         assert all(f"{check.__name__}: well" in each for each in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "codes", "process", "words"),
+    [
+        # Both were asked: whoever has more to finish is waited for.
+        ("late", ({75}, {75}), 0, "runs/a: stopped on request"),
+        ("interrupted", (GONE, {1}), 1, "process 1 of 2: interrupted"),
+        ("unwritable", ({1}, GONE), 0, "process 0 of 2: /proc/nothing: "),
+    ],
+)
+def test_how_one_ends(how: str, codes: tuple[set[int], set[int]], process: int, words: str) -> None:
+    ends = two("endings.py", how, by_variables())
+    for (code, said), expected in zip(ends, codes, strict=True):
+        assert code in expected, said
+    said = ends[process][1]
+    assert words in said
+    assert "Traceback" not in said and "is another process gone?" not in said
 
 
 @pytest.mark.slow
@@ -196,7 +245,7 @@ def test_who_finds_nobody_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_processes_that_cannot_join_do_not_train_alone(
+def test_launchers_that_cannot_be_joined_are_an_error(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for each in PLACE:
@@ -204,3 +253,50 @@ def test_processes_that_cannot_join_do_not_train_alone(
     monkeypatch.setenv(name, "2")
     with pytest.raises(ConfigError, match=f"{name} = 2: several processes, but JAX cannot join"):
         distributed.start()
+
+
+def test_pods_that_cannot_join_do_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in PLACE:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(ConfigError, match="JOB_COMPLETION_INDEX is set.*pip install kubernetes"):
+        distributed.start()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")  # the remedy for one alone
+    distributed.start()
+    assert distributed.is_chief()
+
+
+def test_arguments_come_before_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
+    for name, value in zip(PLACE, ("host:1", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    distributed.start("other:2", process=1)
+    (given,) = asked
+    assert given["coordinator_address"] == "other:2"
+    assert (given["num_processes"], given["process_id"]) == (4, 1)
+    with pytest.raises(ConfigError, match="JAX_PROCESS_ID = 4: must lie in 0..3"):
+        distributed.start(process=4)
+
+
+def test_processes_must_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = faults.experiment()
+    data = setup.open_data(experiment)
+
+    def others(change: list[int]) -> None:
+        monkeypatch.setattr(
+            distributed, "of_all_processes", lambda mine: np.stack([mine, mine + np.uint32(change)])
+        )
+
+    others([0, 0, 0])
+    setup.check_alike(experiment, data, 60)
+    others([1, 5, 0])
+    with pytest.raises(RunFolderError, match="process 1 of 2 has another config than process 0"):
+        setup.check_alike(experiment, data, 60)
+    others([0, 5, 3])
+    items = data.pipeline.items_per_epoch
+    said = f"{items + 5} patches an epoch and 63 steps, process 0 {items} and 60: give all of them"
+    with pytest.raises(RunFolderError, match=said):
+        setup.check_alike(experiment, data, 60)

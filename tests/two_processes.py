@@ -45,6 +45,9 @@ def _assert_first_is_restored(checkpoints: Checkpoints, state: Any, abstract: An
             np.testing.assert_array_equal(ours.data, theirs.data)
     (complaint,) = complaints
     assert "/2: unreadable" in complaint
+    assert complaint.endswith("unreadable_checkpoints")
+    kept = checkpoints.folder.with_name("unreadable_checkpoints") / "2"
+    assert (kept / "state").is_dir()
     return complaint
 
 
@@ -63,7 +66,8 @@ def truncated_part_of_one(folder: Path) -> None:
 
 
 def unreadable_for_one(folder: Path) -> None:
-    """The storage of the second process alone fails: neither waits for the other for ever."""
+    """The storage of the second process alone fails: neither waits for the other for ever, and what
+    is whole is kept."""
     mesh = distributed.data_mesh(0, fsdp=2)
     checkpoints, state, abstract = _checkpoints(folder, mesh)
     if jax.process_index() == 1:

@@ -23,6 +23,7 @@ from jaxfuse.distributed.meshes import (
     whole_on_host,
 )
 from jaxfuse.distributed.processes import (
+    ASKED_TO_STOP,
     HEARTBEAT_SECONDS,
     JOIN_SECONDS,
     PARTING_SECONDS,
@@ -41,6 +42,7 @@ from jaxfuse.distributed.processes import (
 )
 
 __all__ = [
+    "ASKED_TO_STOP",
     "DATA_AXIS",
     "FSDP_AXIS",
     "HEARTBEAT_SECONDS",

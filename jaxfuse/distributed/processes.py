@@ -25,6 +25,8 @@ from jaxfuse.config import ConfigError, UserError
 
 PEER_GONE = 70
 """Exit code of a process that stopped because another one is gone: start all of them again."""
+ASKED_TO_STOP = 75
+"""Exit code of a run that was asked to stop and has saved everything: start it again."""
 HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process counts as gone (JAXFUSE_HEARTBEAT_SECONDS)."""
 JOIN_SECONDS = 300
@@ -46,10 +48,17 @@ def _seconds(name: str, usual: int) -> int:
     return int(given or usual)
 
 
-def _given_place() -> dict[str, Any]:
-    """Address, number of processes and own number where the environment says them; else {}."""
+def _given_place(coordinator: str, processes: int | None, process: int | None) -> dict[str, Any]:
+    """Address, number of processes and own number where arguments or the environment say them; else
+    {}. An argument comes before its variable.
+    """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    for name, argument in zip(names, (coordinator or None, processes, process), strict=True):
+        if argument is not None:
+            given[name] = str(argument)
+    if given == {"JAX_NUM_PROCESSES": "1"}:
+        return {"num_processes": 1}
     if "JAX_NUM_PROCESSES" not in given and "JAX_PROCESS_ID" not in given:
         return {}
     missing = [name for name in names if name not in given]
@@ -69,18 +78,20 @@ def _given_place() -> dict[str, Any]:
     return {"coordinator_address": given[names[0]], "num_processes": count, "process_id": mine}
 
 
-def start() -> None:
+def start(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
     """Joins the other processes of the run, where there are any. Call it before JAX is used.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; without these JAX finds
-    them itself in SLURM, Open MPI, Kubernetes, GKE and Cloud TPU; without any of these this is the
-    only one. From then on a thread watches the others: see `PEER_GONE`. Raises ConfigError for
-    settings that cannot be and ProcessError where the others cannot be found.
+    coordinator: host:port of process 0. processes: how many there are. process: which one this is.
+    Where they are not given, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it;
+    without these JAX finds the others itself in SLURM, Open MPI, Kubernetes, GKE and Cloud TPU;
+    without any of these this is the only one. From then on a thread watches the others: see
+    `PEER_GONE`. Raises ConfigError for settings that cannot be and ProcessError where the others
+    cannot be found.
     """
     if jax.distributed.is_initialized():
         _Watch.begin()
         return
-    place = _given_place()
+    place = _given_place(coordinator, processes, process)
     heartbeat = _seconds("JAXFUSE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     patience = _seconds("JAXFUSE_JOIN_SECONDS", JOIN_SECONDS)
     if place.get("num_processes") == 1 or (not place and os.environ.get("SLURM_NTASKS") == "1"):
@@ -133,6 +144,13 @@ def _require_one_process(error: Exception) -> None:
     """Raises ConfigError where a launcher speaks of several processes that JAX could not join: they
     would all train alone, in one folder.
     """
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and os.environ.get("JOB_COMPLETION_INDEX"):
+        raise ConfigError(
+            "JOB_COMPLETION_INDEX is set: a pod of an indexed Kubernetes job, whose others JAX "
+            "finds by the package kubernetes: pip install kubernetes; or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each, or "
+            "JAX_NUM_PROCESSES=1 for one alone"
+        ) from error
     for name in SEVERAL:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) > 1:
@@ -232,16 +250,22 @@ class _Watch(threading.Thread):
             try:
                 # Returns when all that live have asked, or have been silent for the heartbeat time.
                 alive = _client().get_live_nodes(list(everyone))
-            except Exception:  # the coordinator is gone or has ended; JAX says so and aborts
+            except Exception:  # the coordinator does not answer; JAX itself may abort first
+                if not self.ending.wait(0.2):
+                    self._end_without([0], len(everyone))
                 return
             gone = sorted(set(everyone) - set(alive))
             if gone and not self.ending.is_set():
-                _end(
-                    PEER_GONE,
-                    f"process {', '.join(map(str, gone))} of {len(everyone)} is gone: process "
-                    f"{jax.process_index()} stops too. Start all again: the run continues from its "
-                    "last checkpoint",
-                )
+                self._end_without(gone, len(everyone))
+
+    @staticmethod
+    def _end_without(gone: list[int], count: int) -> None:
+        _end(
+            PEER_GONE,
+            f"process {', '.join(map(str, gone))} of {count} is gone: process "
+            f"{jax.process_index()} stops too. Start all again: the run continues from its last "
+            "checkpoint",
+        )
 
 
 def _say(text: str) -> None:
@@ -297,7 +321,8 @@ def joined() -> Iterator[None]:
     With one process it does nothing. With several, an error that all meet (a wrong setting, a
     request to stop) is raised in process 0 and ends the others with its exit code; an error of one
     process alone is printed with its number and ends it, whereupon the others end with
-    `PEER_GONE`. An error that may come of another process' end waits for that to be known.
+    `PEER_GONE`. An error that may come of another process' end waits for that to be known. A second
+    Ctrl-C ends this process at once.
     """
     start()
     if jax.process_count() == 1:
@@ -308,8 +333,10 @@ def joined() -> Iterator[None]:
         yield
     except UserError as error:
         code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else 1)
-        same = hashlib.sha256(f"{code} {error}".encode()).hexdigest()
-        if not _part(same, FAILING_SECONDS):
+        # All have agreed to stop, and end what they have under way, each in its own time.
+        asked = code == ASKED_TO_STOP
+        same = "asked to stop" if asked else hashlib.sha256(f"{code} {error}".encode()).hexdigest()
+        if not _part(same, PARTING_SECONDS if asked else FAILING_SECONDS):
             _say(f"process {mine} of {count}: {error}")
             if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
                 _wait_for_the_watch()
@@ -317,6 +344,11 @@ def joined() -> Iterator[None]:
         if mine:
             raise SystemExit(code) from error
         raise
+    except KeyboardInterrupt:
+        _end(1, f"process {mine} of {count}: interrupted")
+    except OSError as error:  # of this process' own files
+        name = f"{error.filename}: " if error.filename else ""
+        _end(1, f"process {mine} of {count}: {name}{error.strerror or error}")
     except BaseException as error:
         # Collectives fail at once where a peer dies; the watch knows who a little later.
         told = f"{type(error).__name__}: {_first_line(error)}"

@@ -40,8 +40,8 @@ class TrainingError(UserError, RuntimeError):
 class Preempted(UserError):  # noqa: N818 (nothing is wrong)
     """A signal asked the run to stop; everything up to now is saved."""
 
-    exit_code = 75
-    """What a program that ends by this returns: EX_TEMPFAIL, start me again."""
+    exit_code = distributed.ASKED_TO_STOP
+    """What a program that ends by this returns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
     continuing = setup.may_continue(folder, experiment)
     data = setup.open_data(experiment)
     model, method = setup.build(experiment, data.facts)
-    distributed.together("all have looked at the folder")
+    setup.check_alike(experiment, data, method.steps)
     if distributed.is_chief():
         if not continuing:
             setup.make_folder(folder, experiment)
@@ -89,7 +89,7 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
         placed = distributed.by_rule(shapes, mesh)
         notes: list[str] = []
         start = 0
-        if checkpoints.steps:
+        if distributed.from_chief(checkpoints.steps):
             state, _, notes = checkpoints.restore(abstract_like(shapes, placed))
             start = int(state.step)
             notes.append(f"continuing {folder} from step {start} of {method.steps}")

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import zlib
 from pathlib import Path
 
 import jax
@@ -58,7 +59,7 @@ def check(experiment: Experiment, devices: int) -> None:
         if value % devices:
             raise ConfigError(
                 f"{field} = {value} cannot be split over {devices} devices: "
-                "use a multiple, or set train.devices"
+                "use a multiple" + (", or set train.devices" if jax.process_count() == 1 else "")
             )
     examples = train.batch_size + external.kept_online
     if train.strategy == "pmap":
@@ -136,11 +137,38 @@ def may_continue(folder: Path, experiment: Experiment) -> bool:
 
 def make_folder(folder: Path, experiment: Experiment) -> None:
     """Makes a new run folder with its config."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be made ({error.strerror}): see to permissions, or name another "
+            "folder"
+        ) from error
     write_text(folder / "config.json", to_json(experiment))
     # Written last: a folder with a marker has a config.
     marker = {"format": FORMAT, "jaxfuse": __version__}
     write_text(folder / "run.json", json.dumps(marker) + "\n")
+
+
+def check_alike(experiment: Experiment, data: Data, total_steps: int) -> None:
+    """Raises RunFolderError in every process unless all train the same thing: examples would be
+    missing or come twice, and nobody would see.
+    """
+    config = zlib.crc32(to_json(experiment).encode())
+    mine = np.array([config, data.pipeline.items_per_epoch, total_steps], np.uint32)
+    everyone = distributed.of_all_processes(mine)
+    for process, row in enumerate(everyone):
+        if row[0] != everyone[0][0]:
+            raise RunFolderError(
+                f"process {process} of {len(everyone)} has another config than process 0: give all "
+                "of them the same command"
+            )
+        if (row != everyone[0]).any():
+            raise RunFolderError(
+                f"process {process} of {len(everyone)} has {row[1]} patches an epoch and "
+                f"{row[2]} steps, process 0 {everyone[0][1]} and {everyone[0][2]}: give all of "
+                "them the same data"
+            )
 
 
 def check_shared(folder: Path) -> None:
