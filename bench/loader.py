@@ -110,23 +110,16 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
     chip, cores = consumed(), os.cpu_count() or 1
     settings = {"batch": BATCH, "patch": PATCH, "pairs": pairs, "consumed_by_a_chip": chip}
     result = record.measure(run, "loader", what, sides, run.rounds(5), settings, rates)
-    result["notes"].append(
-        f"A {CHIP} chip consumes {chip:.0f} examples a second by the plan ({PLANNED})."
-    )
+    result["notes"].append(f"What a {CHIP} chip consumes is predicted: {PLANNED} in plan-cpu.json.")
     for side in sides:
         found = result["sides"][side.name]
         rate = BATCH * side.options["steps"] / found["median_seconds"]
         found["facts"] |= {"examples_per_second": rate, "cores": cores}
         result["agreement"][f"examples a second, {side.name}"] = rate
-        if "each time" in side.name:
-            result["notes"].append(
-                f"{side.name.capitalize()}: {TIMES:g} times what a {CHIP} chip consumes takes "
-                f"{TIMES * chip / (rate / cores):.1f} cores."
-            )
     cached_rate = result["sides"]["cached"]["facts"]["examples_per_second"]
     result["goals"].append(
         record.goal(
-            f"cached, {cores} cores: examples a second over those of a {CHIP} chip",
+            f"from memory, {cores} cores: examples a second over those of a {CHIP} chip",
             TIMES,
             cached_rate / chip,
             at_least=True,
@@ -134,3 +127,20 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any
         )
     )
     return [result]
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """What reading gives, and how many cores a chip needs, as a Markdown table."""
+    chip = result["settings"]["consumed_by_a_chip"]
+    rows = [
+        f"| examples from | a second | a second and core | over a {CHIP} chip's {chip:.0f} "
+        f"| cores for {TIMES:g} times as many |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, side in result["sides"].items():
+        rate, cores = side["facts"]["examples_per_second"], side["facts"]["cores"]
+        rows.append(
+            f"| {name} | {rate:.0f} | {rate / cores:.0f} | x {rate / chip:.1f} "
+            f"| {TIMES * chip * cores / rate:.1f} |"
+        )
+    return rows

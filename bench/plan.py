@@ -182,6 +182,10 @@ def table(result: dict[str, Any]) -> list[str]:
             f"{1e3 * expected['step_seconds']:.1f} ms | {expected['bound']} | "
             f"{expected['examples_per_second']:.0f} |"
         )
+    seconds = [side["median_seconds"] for side in result["sides"].values()]
+    peak = max(side["peak_rss_bytes"] for side in result["sides"].values())
+    told = f"A plan took {min(seconds):.0f} to {max(seconds):.0f} s and at most {peak / 2**30:.0f} "
+    rows += ["", f"{told}GiB of memory."]
     for goal in result["goals"]:
         rows += ["", f"{goal['what'][0].upper()}{goal['what'][1:]}: {goal['measured']:.1%}."]
     return rows

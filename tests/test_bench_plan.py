@@ -32,6 +32,8 @@ def test_a_result_is_whole() -> None:
 def planned(topology: str, chips: int, rate: float) -> dict[str, Any]:
     """A side as the bench makes it, as far as the page shows it."""
     return {
+        "median_seconds": 61.0,
+        "peak_rss_bytes": 5 << 30,
         "facts": {
             "experiment": "crossfuse",
             "stage": "fusion",
@@ -66,7 +68,7 @@ def planned(topology: str, chips: int, rate: float) -> dict[str, Any]:
                 "examples_per_second": rate,
                 "bound": "memory",
             },
-        }
+        },
     }
 
 
@@ -86,7 +88,8 @@ def test_how_plans_are_shown() -> None:
     sides["beyond"] = planned("v5e:2x2", 4, 667.0)
     sides["beyond"]["facts"].update(fits=False, memory_bytes_needed=16 << 30)
     goal = {"what": "predicted efficiency", "goal": "", "measured": 0.9932, "met": True}
-    *table, _, told = plan.table({"sides": sides, "goals": [goal]})
+    *table, _, took, _, told = plan.table({"sides": sides, "goals": [goal]})
+    assert took == "A plan took 61 to 61 s and at most 5 GiB of memory."
     assert told == "Predicted efficiency: 99.3%."
     assert len({row.count("|") for row in table}) == 1
     assert "| 4.0 of 15.75 GiB | 230 | 39.0 GB | 13 | 4.3 MB | 48.0 ms | memory | 667 |" in table[2]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import faults, plan, scaling, ssvif
+from bench import faults, loader, plan, scaling, ssvif
 
 REPO = Path(__file__).parents[1]
 RESULTS = REPO / "bench" / "results"
@@ -23,6 +23,7 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("docs/guides/scaling.md", "example"): ("plan-cpu.json", plan.example),
     ("docs/guides/scaling.md", "plan"): ("plan-cpu.json", plan.table),
     ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
+    ("docs/guides/scaling.md", "loader"): ("loader-cpu.json", loader.table),
     ("launch/README.md", "faults"): ("faults.json", faults.lines),
 }
 """Page and mark on it -> result, how it is told."""

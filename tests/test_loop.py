@@ -14,6 +14,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -219,8 +220,8 @@ def test_continuing_inside_and_between_stages(straight: Path, tmp_path: Path, st
 
 @pytest.mark.parametrize(
     "changes",
-    [{"train__strategy": "pmap"}, {"train__devices": 1}],
-    ids=["pmap", "one device"],
+    [{"train__strategy": "pmap"}, {"train__devices": 1}, {"train__devices": 4}],
+    ids=["pmap", "one device", "four devices"],
 )
 def test_other_devices_continue_with_the_same_examples(
     straight: Path, tmp_path: Path, changes: dict, capsys
@@ -243,6 +244,20 @@ def test_other_devices_continue_with_the_same_examples(
         if name.startswith(".params"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-6)
     assert STEPS in saved_steps(folder) and len(saved_steps(folder)) <= 2
+
+
+def test_a_run_goes_to_fewer_devices_and_back(straight: Path, tmp_path: Path) -> None:
+    folder = upto(straight, 3, tmp_path / "run")
+    for last, devices in ((6, 1), (9, 4), (STEPS, 0)):
+        loop.run(tiny_network.experiment(train__keep_last=100, train__devices=devices), folder)
+        if last < STEPS:  # as if it had been killed after this checkpoint
+            for later in saved_steps(folder):
+                if later > last:
+                    shutil.rmtree(folder / "checkpoints" / str(later))
+    found, expected = records(folder), records(straight)
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

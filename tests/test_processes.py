@@ -22,6 +22,7 @@ from jaxfuse.train import setup
 from jaxfuse.train.setup import RunFolderError
 from run_folders import records
 
+LOCAL = [sys.executable, str(Path(__file__).resolve().parents[1] / "launch" / "local.py")]
 REPO = Path(__file__).resolve().parents[1]
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -97,8 +98,10 @@ def test_nothing_is_lost(work: Path, name: str) -> None:
     codes, said = EXPECTED[name]
     assert set(row.codes) <= codes, row.said
     assert said in row.said
-    # Survivors end within the heartbeat time, twice where an error may come of another's end.
-    assert row.seconds_to_end < 2 * faults.HEARTBEAT + 30
+    # Survivors end within the heartbeat time; twice where an error may come of another's end. The
+    # rest is for a busy machine.
+    waits = 1 if name.startswith("kill") else 2
+    assert row.seconds_to_end < waits * faults.HEARTBEAT + 15
     assert faults.same(work / name, work / "straight")
     assert not list((work / name / "checkpoints").glob("*tmp*"))
     if name == "truncated":
@@ -141,7 +144,7 @@ def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) 
 
 
 @pytest.mark.slow
-def test_pmap_and_validation_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+def test_pmap_and_validation_of_two_local_processes_are_those_of_one(tmp_path: Path) -> None:
     usual = faults.experiment()
     validation = SourceConfig(kind="synthetic", scenes=3, height=32, width=64, seed=9)
     what = dataclasses.replace(
@@ -151,10 +154,22 @@ def test_pmap_and_validation_of_two_processes_are_those_of_one(tmp_path: Path) -
         train=dataclasses.replace(usual.train, strategy="pmap"),
     )
     found = []
-    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
-        with faults.Run(tmp_path / name, count, devices, what) as run:
-            assert run.codes() == [0] * count, run.said()
-        found.append(records(tmp_path / name))
+    with faults.Run(tmp_path / "one", 1, 2, what) as run:
+        assert run.codes() == [0], run.said()
+    found.append(records(tmp_path / "one"))
+    words = ["train", str(tmp_path / "one.json"), "--run", str(tmp_path / "two")]
+    given = {name: value for name, value in os.environ.items() if name not in PLACE}
+    done = subprocess.run(
+        [*LOCAL, "-n", "2", "--", sys.executable, "-m", "jaxfuse", *words],
+        env={**given, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=faults.PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 10/10" in done.stdout + done.stderr
+    found.append(records(tmp_path / "two"))
     assert len(found[0]) == 10 and "validation_loss" in found[0][-1]
     for one, two in zip(*found, strict=True):
         assert one.keys() == two.keys()
@@ -261,7 +276,7 @@ def test_pods_that_cannot_join_do_not_train_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    with pytest.raises(ConfigError, match="JOB_COMPLETION_INDEX is set.*pip install kubernetes"):
+    with pytest.raises(ConfigError, match=r"JOB_COMPLETION_INDEX is set.*pip install kubernetes"):
         distributed.start()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")  # the remedy for one alone
     distributed.start()
@@ -277,7 +292,7 @@ def test_arguments_come_before_variables(monkeypatch: pytest.MonkeyPatch) -> Non
     (given,) = asked
     assert given["coordinator_address"] == "other:2"
     assert (given["num_processes"], given["process_id"]) == (4, 1)
-    with pytest.raises(ConfigError, match="JAX_PROCESS_ID = 4: must lie in 0..3"):
+    with pytest.raises(ConfigError, match=r"JAX_PROCESS_ID = 4: must lie in 0\.\.3"):
         distributed.start(process=4)
 
 
