@@ -320,6 +320,25 @@ def test_light_head(dtype):
     np.testing.assert_allclose(run(params, 8 * features)[0], value, rtol=1e-2)
 
 
+def test_the_light_head_on_a_tpu_is_the_same_with_a_barrier() -> None:
+    """Without the barrier the compiler for v6e crashes."""
+    head = models.light_head(5, 3)
+    params = head.init(jax.random.key(1))
+    x = jax.random.normal(jax.random.key(2), (2, 16, 16, 5))
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(head.apply(params, x)))
+
+    usual = jax.make_jaxpr(loss)(params, x)
+    expected = jax.grad(loss, argnums=(0, 1))(params, x)
+    with models.traced_for("tpu"):
+        assert "optimization_barrier" in str(jax.make_jaxpr(lambda p, x: loss(p, x))(params, x))
+        found = jax.grad(lambda p, x: loss(p, x), argnums=(0, 1))(params, x)
+    assert "optimization_barrier" not in str(usual)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_the_light_head_is_centred_on_every_fourth_pixel():
     """As the patch embedding of the other network is: their logits belong to the same places."""
     head = models.light_head(1, 3)

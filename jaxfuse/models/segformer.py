@@ -24,6 +24,7 @@ from jaxfuse.models.mit import (
     Strided,
     add_bias,
 )
+from jaxfuse.models.platform import platform
 from jaxfuse.ops.resize import bilinear
 from jaxfuse.shapes import Array, Features, Image, Params, Rgb
 
@@ -170,8 +171,12 @@ class LightHead(nnx.Module):
         self.classifier = Linear(second, classes, SMALL)
 
     def __call__(self, features: Features) -> Features:
-        x = jax.nn.relu(self.norm(self.first(self.compute.cast(features))))
-        return logits(jax.nn.relu(self.second(x)), self.classifier)
+        x = self.norm(self.first(self.compute.cast(features)))
+        if platform() == "tpu":
+            # Fused with the next convolution, its gradient overflows the stack of the compiler for
+            # v6e (libtpu 0.0.42).
+            x = lax.optimization_barrier(x)
+        return logits(jax.nn.relu(self.second(jax.nn.relu(x))), self.classifier)
 
 
 def light_head(channels: int, classes: int, compute: Compute) -> Head:
