@@ -9,7 +9,6 @@ import datetime
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,8 +29,8 @@ TINY = ("ssvif_small", "fusion", ("v5e",), ("2x2",))
 
 
 def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any] | None:
-    """The plan of one stage, made in a process of its own, as a side of a result; None where the
-    system killed it, as it does for want of memory.
+    """The plan of one stage, made in a process of its own, as a side of a result; None where it
+    was killed, as the system does for want of memory, or crashed.
     """
     command = [sys.executable, "-m", "jaxfuse", "plan", preset, "--topology", topology]
     command += ["--stage", stage, "--no-search", "--json", "-"]
@@ -46,7 +45,7 @@ def one(run: Run, preset: str, stage: str, topology: str) -> dict[str, Any] | No
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    if process.returncode == -signal.SIGKILL:
+    if process.returncode < 0:
         return None
     try:
         # Of a stage that does not fit there is a plan too, though the command ends with code 1.
@@ -108,7 +107,7 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
         name = side_name(preset, stage, topology)
         side = before.get(name) or one(run, preset, stage, topology)
         if side is None:
-            notes.append(f"{name}: no plan: killed while compiling, most likely for want of memory")
+            notes.append(f"{name}: no plan: the compiler was killed (want of memory?) or crashed")
         else:
             sides[name] = side
             if not side["facts"]["fits"]:

@@ -147,8 +147,9 @@ def test_what_does_not_fit_is_a_plan_too(tmp_path: Path, monkeypatch) -> None:
     command(tmp_path / "python", monkeypatch, "echo jaxfuse: nothing", "exit 1")
     with pytest.raises(BenchError, match=r"crossfuse on v5e:2x2: no plan \(code 1\)"):
         plan.one(run, "crossfuse", "fusion", "v5e:2x2")
-    command(tmp_path / "python", monkeypatch, "kill -9 $$")
-    assert plan.one(run, "crossfuse", "fusion", "v5e:2x2") is None
+    for number in (9, 11):
+        command(tmp_path / "python", monkeypatch, f"kill -{number} $$")
+        assert plan.one(run, "crossfuse", "fusion", "v5e:2x2") is None
 
 
 def test_a_bench_goes_on_after_what_was_killed_or_does_not_fit(tmp_path: Path, monkeypatch) -> None:
@@ -173,7 +174,7 @@ def test_a_bench_goes_on_after_what_was_killed_or_does_not_fit(tmp_path: Path, m
     assert [goal["what"] for goal in last["goals"]] == [
         "predicted efficiency of ssvif on v5e, 4 to 256 chips"
     ]
-    why = "no plan: killed while compiling, most likely for want of memory"
+    why = "no plan: the compiler was killed (want of memory?) or crashed"
     assert last["notes"][1:] == [
         f"crossfuse, fusion, v5e:2x2: {why}",
         "crossfuse, fusion, v6e:2x2: does not fit",
