@@ -42,8 +42,8 @@ class Chip:
 GIB = 1 << 30
 CHIPS = {
     "v5e": Chip(197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 2, 16),
-    # Datasheets say 95 GB, but the compiler gives a program more than 95 GiB.
-    "v5p": Chip(459e12, 96 * GIB, int(95.74 * GIB), 2765e9, 100e9, 3, 4),
+    # More than the datasheet's 95 GB is what the compiler gives a program.
+    "v5p": Chip(459e12, 95 * GIB, int(95.74 * GIB), 2765e9, 100e9, 3, 4),
     "v6e": Chip(918e12, 32 * GIB, int(31.25 * GIB), 1638e9, 100e9, 2, 16),
 }
 EXAMPLES = {"v5e": "v5e:16x16", "v5p": "v5p:2x2x1", "v6e": "v6e:16x16"}
