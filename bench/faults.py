@@ -34,7 +34,7 @@ from jaxfuse.config import SourceConfig, to_json
 from jaxfuse.config.experiment import Experiment
 
 FORMAT = 1
-HEARTBEAT = 8
+HEARTBEAT = 6
 """Seconds; the default is longer."""
 JOIN = 40
 """Seconds for the others to start; the default is longer."""
@@ -359,7 +359,7 @@ def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
                 run.until(
                     lambda end=end, last=last: time.monotonic() > end or last_step(folder) > last
                 )
-            for which in draw.choice([(0,), (1,), (0, 1)]):
+            for which in draw.choice([(0,), (1,), (0, 1), (0, 1)]):
                 run.kill(which)
             at.append(last_step(folder))
             codes = run.codes()
