@@ -7,7 +7,6 @@ the end with a run that nothing happened to: the log of every step and the last 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import os
@@ -45,6 +44,14 @@ RESTART = 30
 STEPS = 40
 EVERY = 10
 """Steps between checkpoints."""
+UNPRIVILEGED = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command for whom modes of files hold, though it be root."""
 ENDS = {-signal.SIGABRT, 70}
 """How a process may end whose peer is gone: 70, or by JAX where the peer was its coordinator."""
 
@@ -64,13 +71,6 @@ def experiment() -> Experiment:
             preset.train, batch_size=4, steps_per_epoch=10, log_every=1, checkpoint_every=EVERY
         ),
     )
-
-
-def _without_privileges() -> None:
-    """Modes of files hold for root, too: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH go with exec."""
-    prctl = ctypes.CDLL(None).prctl
-    for capability in (1, 2):
-        prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def _keep(said: IO[str], lines: list[str]) -> None:
@@ -119,7 +119,8 @@ class Run:
                     "JAX_NUM_PROCESSES": str(count),
                     "JAX_PROCESS_ID": str(i),
                 }
-            command = [sys.executable, "-m", "jaxfuse", "train", str(config), "--run", str(folder)]
+            command = [sys.executable, "-c", UNPRIVILEGED, sys.executable, "-m", "jaxfuse"]
+            command += ["train", str(config), "--run", str(folder)]
             # Not into files, which a process with a full disk could not write either.
             process = subprocess.Popen(
                 command,
@@ -128,7 +129,6 @@ class Run:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                preexec_fn=_without_privileges if sys.platform == "linux" else None,
             )
             assert process.stdout is not None
             reader = threading.Thread(target=_keep, args=(process.stdout, output), daemon=True)
