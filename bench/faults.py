@@ -288,6 +288,8 @@ def _folders(run: Path) -> list[Path]:
 
 def _read_only(run: Run) -> None:
     run.until_step(EVERY + 5)
+    checkpoints = run.folder / "checkpoints"
+    run.until(lambda: (checkpoints / str(EVERY)).is_dir() and not any(checkpoints.glob("*tmp*")))
     for path in _folders(run.folder):
         path.chmod(0o555)
 

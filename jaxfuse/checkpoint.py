@@ -80,6 +80,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_best: int = 1):
         self.folder = Path(folder).absolute()
         # Orbax logs pages about errors that it raises as well.
+        _hush()
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         # Newest and best are kept by separate rules: with one count a worsening run loses its
         # newest checkpoint.
@@ -166,7 +167,6 @@ class Checkpoints:
         be read, which are moved aside, since a later save of their steps would be refused. Where
         none can be read all stay, and CheckpointError is raised.
         """
-        _hush()
         complaints = list(self._complaints)
         unreadable: dict[int, str] = {}
         for step in distributed.from_chief(self.steps[::-1]):
@@ -249,20 +249,27 @@ class Checkpoints:
 
 
 def _hush() -> None:
-    """Leaves out the pages that Python prints, some of them later, about what a failed read drops.
+    """Leaves out the pages that Python prints, some of them later, about what a failed read or save
+    drops.
 
     They are of Orbax's coroutines, and of futures that find their event loop closed.
     """
+    closed = "Event loop is closed"
 
     def report_what_is_not_orbax(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
         orbax = code is not None and "orbax" in code.co_filename
-        if not orbax and str(found.exc_value) != "Event loop is closed":
+        if not orbax and str(found.exc_value) != closed:
             before(found)
 
-    before = sys.unraisablehook
+    def print_what_is_not_orbax(kind: Any, error: BaseException, trace: Any) -> None:
+        if kind is not RuntimeError or str(error) != closed:
+            printed(kind, error, trace)
+
+    before, printed = sys.unraisablehook, sys.excepthook
     if getattr(before, "__name__", "") != report_what_is_not_orbax.__name__:
         sys.unraisablehook = report_what_is_not_orbax
+        sys.excepthook = print_what_is_not_orbax
 
 
 def _first_line(error: BaseException) -> str:

@@ -83,7 +83,7 @@ EXPECTED = {
     "kill_in_save": ({-9}, ""),
     "truncated": ({75}, "stopped on request"),
     "full_disk": ({1, *faults.ENDS}, "free disk space"),
-    "read_only": ({1, *faults.ENDS}, "cannot be written (Permission denied)"),
+    "read_only": ({1, *faults.ENDS}, "ermission denied"),
     "full_in_save_0": ({1, *faults.ENDS}, "process 0 of 2: "),
     "full_in_save_1": ({1, *faults.ENDS}, "process 1 of 2: "),
 }
