@@ -475,7 +475,8 @@ def lines(result: dict[str, Any]) -> list[str]:
 def main(words: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__)
     parse.add_argument("--kills", type=int, default=20)
-    parse.add_argument("--out", type=Path, default=machine.ROOT / "bench" / "results")
+    default = machine.ROOT / "bench" / "results" / "processes"
+    parse.add_argument("--out", type=Path, default=default)
     given = parse.parse_args(words)
     work = Path(tempfile.mkdtemp(prefix="faults-"))
     print(f"{work}: kept where something fails", file=sys.stderr)

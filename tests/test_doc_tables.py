@@ -24,7 +24,7 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("docs/guides/scaling.md", "plan"): ("plan-cpu.json", plan.table),
     ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
     ("docs/guides/scaling.md", "loader"): ("loader-cpu.json", loader.table),
-    ("launch/README.md", "faults"): ("faults.json", faults.lines),
+    ("launch/README.md", "faults"): ("processes/faults.json", faults.lines),
 }
 """Page and mark on it -> result, how it is told."""
 
@@ -43,6 +43,16 @@ def with_table(page: str, mark: str) -> str:
 def test_the_page_shows_what_was_measured(page: str, mark: str) -> None:
     text = (REPO / page).read_text(encoding="utf8")
     assert text == with_table(page, mark), "run `python tests/test_doc_tables.py`"
+
+
+def test_runs_that_were_broken_lost_nothing() -> None:
+    text = (RESULTS / "processes" / "faults.json").read_text(encoding="utf8")
+    result = json.loads(text)
+    assert list(result["rows"]) == list(faults.FAULTS)
+    assert all(row["same_end"] for row in result["rows"].values())
+    assert len(result["kills"]["at_steps"]) == 20 and result["kills"]["same_end"]
+    assert [goal["met"] for goal in result["goals"]] == [True]
+    assert "+" not in result["versions"]["commit"] and "/tmp" not in text and "/home" not in text
 
 
 if __name__ == "__main__":
