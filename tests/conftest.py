@@ -7,7 +7,9 @@ JAXFUSE_TEST_TYPES  "off" leaves annotations unchecked.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +35,14 @@ _cache = os.environ.get("JAXFUSE_TEST_CACHE", str(REPO / ".pytest_cache" / "jax"
 if _cache != "off":
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+# Processes that tests send these to inherit it where whoever started the tests ignores them, as
+# nohup and the shell's & do.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        _usual = signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(_signal, _usual)
 
 if os.environ.get("JAXFUSE_TEST_TYPES") != "off":
     jaxtyping.install_import_hook([f"jaxfuse.{room}" for room in CHECKED], "typecheck.checked")
