@@ -117,9 +117,10 @@ def test_nothing_is_lost(work: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(work: Path) -> None:
-    at = faults.many_kills(work / "kills", 20)
-    assert len(at) == 20 and len(set(at)) > 3
+def test_many_kills_change_nothing(work: Path) -> None:
+    """Half as many as `python -m bench.faults` does, for the time of CI."""
+    at = faults.many_kills(work / "kills", 10)
+    assert len(at) == 10 and len(set(at)) > 3
     assert faults.same(work / "kills", work / "straight")
 
 
