@@ -5,7 +5,6 @@ What is measured is the time and memory of planning; the rest is prediction, and
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import json
 import os
@@ -125,31 +124,17 @@ def measure(run: Run, rates: dict[str, Any] | None = None) -> Iterator[dict[str,
                 )
         if not sides:  # a result without any is none
             continue
-        yield {
-            "format": record.FORMAT,
-            "subject": "plan",
-            "what": "plans of training steps for TPU slices that are not here",
-            "device": "cpu",
-            "tiny": run.tiny,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": run.command,
-            "machine": {
-                **machine.hardware(),
-                "environment": machine.environment(),
-                "busy_before": busy,
-                "load_average_before": load,
-                "load_average_after": machine.load_average(),
-                **rates,
-            },
-            "versions": versions,
-            "settings": {"stages": presets, "kinds": list(kinds), "slices": list(slices)},
-            "reference": None,
-            "sides": sides,
-            "ratios": {},
-            "agreement": {},
-            "goals": goals,
-            "notes": [*notes, *([UNFINISHED] if len(sides) < len(wanted) else [])],
-        }
+        result = record.assemble(
+            run,
+            "plan",
+            "plans of training steps for TPU slices that are not here",
+            {"busy_before": busy, "load_average_before": load, **rates},
+            versions,
+            {"stages": presets, "kinds": list(kinds), "slices": list(slices)},
+            sides,
+            [*notes, *([UNFINISHED] if len(sides) < len(wanted) else [])],
+        )
+        yield {**result, "goals": goals}
     if not sides:
         raise BenchError(f"plan: nothing could be planned: {'; '.join(notes[1:])}")
 

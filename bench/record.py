@@ -160,26 +160,51 @@ def measure(
             "measure again when it is quiet; threads that wait for each other suffer more than "
             "their share."
         )
+    return assemble(
+        run,
+        subject,
+        what,
+        {"busy_before": busy, "load_average_before": load, **rates},
+        versions,
+        {**settings, "rounds": rounds},
+        found,
+        notes,
+        device=name,
+    )
+
+
+def assemble(
+    run: Run,
+    subject: str,
+    what: str,
+    machine_then: dict[str, Any],
+    versions: dict[str, Any],
+    settings: dict[str, Any],
+    sides: dict[str, Any],
+    notes: list[str],
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """A result, without ratios and goals. machine_then: how busy the machine was before, and its
+    rates.
+    """
     return {
         "format": FORMAT,
         "subject": subject,
         "what": what,
-        "device": name,
+        "device": device,
         "tiny": run.tiny,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": run.command,
         "machine": {
             **machine.hardware(),
             "environment": machine.environment(),
-            "busy_before": busy,
-            "load_average_before": load,
             "load_average_after": machine.load_average(),
-            **rates,
+            **machine_then,
         },
         "versions": versions,
-        "settings": {**settings, "rounds": rounds},
+        "settings": settings,
         "reference": None,
-        "sides": found,
+        "sides": sides,
         "ratios": {},
         "agreement": {},
         "goals": [],

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -1079,13 +1079,23 @@ def schema() -> Any:
 
 
 def test_the_jobset_fits_its_schema(jobset: dict[str, Any], schema: Any) -> None:
-    schema(jobset)
+    assert schema(jobset) == jobset
 
 
 def test_names_of_digits_stay_strings(schema: Any) -> None:
     found = rendered(NAME="7", IMAGE="8", CLAIM="9", TOPOLOGY="10", ACCELERATOR="11")
-    schema(found)
+    assert schema(found) == found
     assert found["metadata"]["name"] == "7"
+
+
+def assert_refused(
+    schema: Any, jobset: dict[str, Any], field: str, change: Callable[[Any, Any], None]
+) -> None:
+    """change: is given what holds the field, in a copy, and the field's name or place there."""
+    wrong = copy.deepcopy(jobset)
+    change(*at(wrong, field))
+    with pytest.raises(fastjsonschema.JsonSchemaValueException):
+        schema(wrong)
 
 
 JOB = "spec.replicatedJobs.0.template.spec"
@@ -1110,11 +1120,10 @@ CONTAINER = f"{POD}.containers.0"
 def test_the_schema_refuses_a_misspelt_field(
     jobset: dict[str, Any], schema: Any, field: str, other: str
 ) -> None:
-    wrong = copy.deepcopy(jobset)
-    parent, name = at(wrong, field)
-    parent[other] = parent.pop(name)
-    with pytest.raises(fastjsonschema.JsonSchemaValueException):
-        schema(wrong)
+    def misspell(parent: Any, name: Any) -> None:
+        parent[other] = parent.pop(name)
+
+    assert_refused(schema, jobset, field, misspell)
 
 
 @pytest.mark.parametrize(
@@ -1142,12 +1151,11 @@ def test_the_schema_refuses_a_misspelt_field(
 def test_the_schema_refuses_a_wrong_value(
     jobset: dict[str, Any], schema: Any, field: str, value: Any
 ) -> None:
-    wrong = copy.deepcopy(jobset)
-    parent, name = at(wrong, field)
-    assert parent[name] != value
-    parent[name] = value
-    with pytest.raises(fastjsonschema.JsonSchemaValueException):
-        schema(wrong)
+    def change(parent: Any, name: Any) -> None:
+        assert parent[name] != value
+        parent[name] = value
+
+    assert_refused(schema, jobset, field, change)
 
 
 def at(tree: Any, path: str) -> tuple[Any, Any]:
