@@ -15,6 +15,7 @@ from bench.sides import BenchError
 
 SUBJECTS = {
     "fuse": "one 480x640 pair, whole and in strips",
+    "realtime": "one 480x640 pair with lite",
     "step": "a training step of stage II",
     "gamma": "gamma of 1000 patches",
     "topk": "the 1000 closest of a million patches",
@@ -28,7 +29,7 @@ SUBJECTS = {
     "metrics": "all metrics of a triple, by convention",
     "plan": "training on TPU pods, planned (needs the extra tpu; about an hour on two cores)",
 }
-ON_ACCELERATOR = "fuse", "step", "depthwise"
+ON_ACCELERATOR = "fuse", "realtime", "step", "depthwise"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--zoo", type=Path, metavar="DIR", help="checkout of IVIF_ZOO, for the subject metrics"
     )
+    parse.add_argument(
+        "--rivals",
+        type=Path,
+        metavar="DIR",
+        help="checkouts for the subject realtime: bench/rivals.py",
+    )
     default = machine.ROOT / "bench" / "results"
     parse.add_argument("--out", type=Path, default=default, help="folder for JSON files")
     parse.add_argument("--repeat", type=int, metavar="N", help="runs of each side")
@@ -62,6 +69,7 @@ def command(arguments: argparse.Namespace) -> str:
     words = ["python -m bench", *arguments.names]
     words += ["--reference DIR"] if arguments.reference else []
     words += ["--zoo DIR"] if arguments.zoo else []
+    words += ["--rivals DIR"] if arguments.rivals else []
     words += [f"--repeat {arguments.repeat}"] if arguments.repeat else []
     words += ["--tiny"] if arguments.tiny else []
     return " ".join(words)
@@ -103,6 +111,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 arguments.tiny,
                 accelerator,
                 arguments.zoo and arguments.zoo.resolve(),
+                arguments.rivals and arguments.rivals.resolve(),
             )
             # One process at a time holds the accelerator, so its speed is measured once.
             rates = run.rates() if accelerator else None

@@ -58,6 +58,8 @@ class Run:
     accelerator: bool = False
     zoo: Path | None = None
     """A checkout of IVIF_ZOO's evaluator."""
+    rivals: Path | None = None
+    """A folder of checkouts, see `bench.rivals`."""
 
     @property
     def environment(self) -> dict[str, str]:

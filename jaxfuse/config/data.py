@@ -136,6 +136,9 @@ class DataConfig:
 
     target: SourceConfig = SourceConfig(kind="synthetic")
     """The sensor to train for."""
+    beside: SourceConfig = SourceConfig()
+    """Pairs of other sensors or other light that are trained on as they are, like the target's;
+    alignment goes by the target alone."""
     external: ExternalConfig = ExternalConfig()
     """Another sensor, from which Top-K alignment takes patches."""
     validation: SourceConfig = SourceConfig()

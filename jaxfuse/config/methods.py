@@ -34,8 +34,19 @@ class CrossFuseConfig:
     """Side of the weak crop, pixels."""
     flips: bool = False
     """Mirror each pair left-right and up-down at random, both images alike."""
+    teacher: str = ""
+    """Weights file, run folder or name of packaged weights of a fusion network whose fused images
+    stage II imitates as well; any network may learn from any other."""
+    imitation: float = 1.0
+    """Weight of that imitation."""
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.imitation < math.inf,
+            "method.imitation",
+            self.imitation,
+            "use 0 or a positive number",
+        )
         require(
             self.stage1_epochs >= 0, "method.stage1_epochs", self.stage1_epochs, "use 0 or more"
         )

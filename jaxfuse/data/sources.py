@@ -11,6 +11,7 @@ from jaxfuse.data.builders.downloads import DownloadPairs
 from jaxfuse.data.builders.records import RecordPairs
 from jaxfuse.data.folders import FolderPairs
 from jaxfuse.data.images import FileError, size
+from jaxfuse.data.joined import JoinedPairs
 from jaxfuse.data.pairs import DataError, Pairs
 from jaxfuse.data.synthetic import SyntheticPairs
 
@@ -35,6 +36,8 @@ def open_source(source: SourceConfig) -> Pairs:
 
 def files_of(pairs: Pairs, i: int) -> tuple[Path, ...]:
     """The files a pair is read from: visible, infrared, labels; none where it is none."""
+    if isinstance(pairs, JoinedPairs):
+        return files_of(*pairs.at(i))
     if isinstance(pairs, FolderPairs):
         found = (pairs.visible[i], pairs.infrared[i], pairs.labels[i])
         return tuple(path for path in found if path is not None)
@@ -49,6 +52,10 @@ def require_labels(name: str, pairs: Pairs) -> None:
     """Raises FileError where pairs of files have no label map, or one whose header tells another
     size, and DataError for records that were prepared without. name: what errors call the pairs.
     """
+    if isinstance(pairs, JoinedPairs):
+        require_labels(name, pairs.first)
+        require_labels("data.beside", pairs.second)
+        return
     if isinstance(pairs, RecordPairs) and not pairs.form["labels"]:
         raise DataError(
             f"{pairs.folder}: prepared from pairs without label maps, which {name} needs: prepare "
@@ -79,6 +86,8 @@ def require_labels(name: str, pairs: Pairs) -> None:
 
 def without_labels(pairs: Pairs) -> Pairs:
     """The same pairs, their label maps not read: what is not needed cannot be wrong."""
+    if isinstance(pairs, JoinedPairs):
+        return JoinedPairs(without_labels(pairs.first), without_labels(pairs.second))
     if isinstance(pairs, FolderPairs):
         return dataclasses.replace(pairs, labels=(None,) * len(pairs))
     if isinstance(pairs, DownloadPairs):

@@ -19,3 +19,11 @@ def maximum_gradient(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
     """
     strongest = jnp.maximum(filters.sobel_magnitude(visible), filters.sobel_magnitude(infrared))
     return jnp.mean(jnp.abs(strongest - filters.sobel_magnitude(fused)))
+
+
+def imitation(teacher: Gray, fused: Gray) -> Scalar:
+    """Mean |T - F| + mean ||S T| - |S F||, of a teacher's fused image and a student's; |S x| as in
+    `maximum_gradient`. Ours.
+    """
+    edges = jnp.abs(filters.sobel_magnitude(teacher) - filters.sobel_magnitude(fused))
+    return jnp.mean(jnp.abs(teacher - fused)) + jnp.mean(edges)

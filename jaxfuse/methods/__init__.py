@@ -16,16 +16,24 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def build(config, model: Model, facts: Facts, start: Params | None = None) -> Method:
+def build(
+    config,
+    model: Model,
+    facts: Facts,
+    start: Params | None = None,
+    teacher: tuple[Model, Params] | None = None,
+) -> Method:
     """The method that `config.name` names. A wrong name raises with the list of right ones.
 
-    start: parameters that a method with a segmentation network starts it from.
+    start: parameters that a method with a segmentation network starts it from. teacher: the fusion
+    network that CrossFuse's stage II imitates, with its parameters.
     """
     if config.name not in METHODS:
         raise ValueError(
             f"no method named {config.name!r}: choose one of {', '.join(sorted(METHODS))}"
         )
-    given = {} if start is None else {"start": start}
+    named = {"start": start, "teacher": teacher}
+    given = {name: value for name, value in named.items() if value is not None}
     return METHODS[config.name](config, model, facts, **given)
 
 

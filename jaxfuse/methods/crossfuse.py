@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxfuse.config import CrossFuseConfig
 from jaxfuse.losses import decomposition, fusion, structure
@@ -23,6 +24,8 @@ from jaxfuse.models import Model
 from jaxfuse.ops import augment
 from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 
+PARTS = ("low_visible", "low_infrared", "high_visible", "high_infrared")
+"""What a network that decomposes calls its low and high frequencies."""
 DECOMPOSITION_WEIGHT = 2.0
 GRADIENT_WEIGHT_1 = 5.0
 GRADIENT_WEIGHT_2 = 10.0
@@ -75,11 +78,7 @@ def reconstruction_objective(model: Model) -> Objective:
         recon_infrared = structure.reconstruction(infrared, infrared_hat)
         gradient = structure.gradient_difference(visible, visible_hat)
         apart, low, high = decomposition.decomposition(
-            result.parts["low_visible"],
-            result.parts["low_infrared"],
-            result.parts["high_visible"],
-            result.parts["high_infrared"],
-            axis_name,
+            *(result.parts[name] for name in PARTS), axis_name
         )
         loss = (
             recon_visible
@@ -99,9 +98,14 @@ def reconstruction_objective(model: Model) -> Objective:
     return objective
 
 
-def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
+def fusion_objective(
+    model: Model, config: CrossFuseConfig, teacher: Model | None = None
+) -> Objective:
     """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive
     copy).
+
+    Decomposition is of networks that have low and high frequencies as parts. teacher: adds the
+    imitation of its fused image, by the parameters that memory holds.
     """
 
     def objective(
@@ -116,21 +120,14 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
         fused = model.apply(params, visible, infrared)
         intensity = fusion.maximum_intensity(visible, infrared, fused.image)
         gradient = fusion.maximum_gradient(visible, infrared, fused.image)
-        apart, low, high = decomposition.decomposition(
-            fused.parts["low_visible"],
-            fused.parts["low_infrared"],
-            fused.parts["high_visible"],
-            fused.parts["high_infrared"],
-            axis_name,
-        )
-        loss = intensity + GRADIENT_WEIGHT_2 * gradient + DECOMPOSITION_WEIGHT * apart
-        metrics = {
-            "intensity": intensity,
-            "gradient": gradient,
-            "decomposition": apart,
-            "correlation_low": low,
-            "correlation_high": high,
-        }
+        loss = intensity + GRADIENT_WEIGHT_2 * gradient
+        metrics = {"intensity": intensity, "gradient": gradient}
+        if fused.parts.keys() >= set(PARTS):
+            apart, low, high = decomposition.decomposition(
+                *(fused.parts[name] for name in PARTS), axis_name
+            )
+            loss = loss + DECOMPOSITION_WEIGHT * apart
+            metrics |= {"decomposition": apart, "correlation_low": low, "correlation_high": high}
         if config.self_supervision > 0:
             keys = augment.example_keys(key, examples["index"])
             weak, aggressive = augment.weak_aggressive(keys, fused.image, crop=config.crop_size)
@@ -138,13 +135,26 @@ def fusion_objective(model: Model, config: CrossFuseConfig) -> Objective:
             theta = self_supervision_weight(config, progress)
             loss = loss + theta * consistency
             metrics |= {"consistency": consistency, "theta": theta}
+        if teacher is not None:
+            shown = teacher.apply(memory["teacher"], visible, infrared).image
+            imitation = fusion.imitation(lax.stop_gradient(shown), fused.image)
+            loss = loss + config.imitation * imitation
+            metrics |= {"imitation": imitation}
         return loss, metrics
 
     return objective
 
 
-def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
-    """CrossFuse's two stages for a fusion network that can also reconstruct its inputs."""
+def build(
+    config: CrossFuseConfig,
+    model: Model,
+    facts: Facts,
+    teacher: tuple[Model, Params] | None = None,
+) -> Method:
+    """CrossFuse's two stages; the first is for a fusion network that can reconstruct its inputs.
+
+    teacher: a network with parameters, whose fused images stage II imitates.
+    """
     if model.reconstruct is None and config.stage1_epochs > 0:
         raise ValueError(
             f"model {model.name!r} cannot reconstruct its inputs: set method.stage1_epochs to 0 "
@@ -172,13 +182,16 @@ def build(config: CrossFuseConfig, model: Model, facts: Facts) -> Method:
         tx = per_module(transforms, stage1_modules)
         stages.append(Stage("reconstruction", 0, steps1, prepare, plain, objective, tx))
     if steps2:
-        objective = fusion_objective(model, config)
+        objective = fusion_objective(model, config, None if teacher is None else teacher[0])
         stages.append(
             Stage(
                 "fusion", steps1, steps2, prepare, plain, objective, per_module(transforms, modules)
             )
         )
-    return Method("crossfuse", model.init, tuple(stages), lambda params: params)
+    kept = {} if teacher is None else {"teacher": teacher[1]}
+    return Method(
+        "crossfuse", model.init, tuple(stages), lambda params: params, memory=lambda params: kept
+    )
 
 
 def abstract_modules(model: Model) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """A fusion network for real time on a CPU. Ours; CrossFuse and SSVIF name one as future work.
 
-Works on squares of 2 x 2 pixels: a few 3x3 convolutions decide for every pixel how much of either
-image it shows and what is added. About 6,000 products a pixel.
+Works on squares of 2 x 2 pixels, where a few 3x3 convolutions decide for every pixel how much of
+either image it shows and what is added; on squares of 8 x 8 pixels wider ones see what is around,
+about 50 pixels to either side. About 7,600 products a pixel, 137,000 parameters.
 """
 
 from __future__ import annotations
@@ -11,30 +12,52 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxfuse.models.base import Fused, Model, check_shapes, functional
-from jaxfuse.models.layers import Compute, constant, conv3x3, weight
+from jaxfuse.models.layers import Compute, constant, conv1x1, conv3x3, weight
 from jaxfuse.shapes import Features, Gray, Params
 
-SIDE = 2
-CELL = SIDE * SIDE
-WIDTH = 24
-DEPTH = 4
+FINE, COARSE = 2, 4
+"""Sides of the squares: of pixels, and of those squares."""
+CELL = FINE * FINE
+SIDE = FINE * COARSE
+WIDTH, WIDE = 16, 64
+DEPTH, DEEP = 3, 3
+"""Convolutions on either grid besides the first and the last."""
 ADDED = 0.5
 """Most that is added to or taken from the mixture."""
 LEAK = 0.1
 
 
-def to_cells(x: Features) -> Features:
-    """(b, h, w, c) -> (b, h / 2, w / 2, 4 c): the pixels of each square become channels."""
+def to_cells(x: Features, side: int = FINE) -> Features:
+    """(b, h, w, c) -> (b, h / side, w / side, side^2 c): the pixels of each square become
+    channels.
+    """
     b, h, w, c = x.shape
-    x = x.reshape(b, h // SIDE, SIDE, w // SIDE, SIDE, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // SIDE, w // SIDE, CELL * c)
+    x = x.reshape(b, h // side, side, w // side, side, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // side, w // side, side * side * c)
 
 
-def to_pixels(x: Features) -> Features:
+def to_pixels(x: Features, side: int = FINE) -> Features:
     """The inverse of `to_cells`."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, SIDE, SIDE, c // CELL)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * SIDE, w * SIDE, c // CELL)
+    x = x.reshape(b, h, w, side, side, c // (side * side))
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // (side * side))
+
+
+def extend(x: Gray) -> Gray:
+    """The image, its last row and column repeated up to a multiple of `SIDE`."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        whole = -(-size // SIDE) * SIDE
+        if isinstance(size, int):
+            more = [(0, whole - size if a == axis else 0) for a in range(4)]
+            x = jnp.pad(x, more, "edge") if whole > size else x
+        else:  # a size that only whoever runs an exported program knows
+            x = jnp.take(x, jnp.minimum(jnp.arange(whole), size - 1), axis=axis)
+    return x
+
+
+def leaky(x: Features) -> Features:
+    return jnp.maximum(x, LEAK * x)
 
 
 class Conv(nnx.Module):
@@ -48,18 +71,39 @@ class Conv(nnx.Module):
         return conv3x3(x, self.weight[...]) + self.bias[...].astype(x.dtype)[None, None, None, :]
 
 
+class Around(nnx.Module):
+    """What larger squares show, for every small one."""
+
+    def __init__(self) -> None:
+        self.enter = weight(WIDTH, WIDE, fan_in=WIDTH)
+        for index in range(DEEP):
+            setattr(self, f"block{index}", Conv(WIDE, WIDE))
+        self.leave = weight(WIDE, COARSE * COARSE * WIDTH, fan_in=WIDE)
+
+    def __call__(self, x: Features) -> Features:
+        b, h, w, c = x.shape
+        squares = x.reshape(b, h // COARSE, COARSE, w // COARSE, COARSE, c)
+        y = leaky(conv1x1(jnp.mean(squares, axis=(2, 4)), self.enter[...]))
+        for index in range(DEEP):
+            y = y + leaky(getattr(self, f"block{index}")(y))
+        return to_pixels(conv1x1(y, self.leave[...]), COARSE)
+
+
 class Encoder(nnx.Module):
     """Features of both images together, on squares of pixels."""
 
     def __init__(self) -> None:
         self.embed = Conv(2 * CELL, WIDTH)
+        self.around = Around()
         for index in range(DEPTH):
             setattr(self, f"block{index}", Conv(WIDTH, WIDTH))
 
     def __call__(self, x: Features) -> Features:
-        x = jax.nn.leaky_relu(self.embed(x), LEAK)
+        x = leaky(self.embed(x))
         for index in range(DEPTH):
-            x = x + jax.nn.leaky_relu(getattr(self, f"block{index}")(x), LEAK)
+            x = x + leaky(getattr(self, f"block{index}")(x))
+            if index == 0:
+                x = x + self.around(x)
         return x
 
 
@@ -69,9 +113,10 @@ class Decoder(nnx.Module):
     def __init__(self) -> None:
         self.out = Conv(WIDTH, 2 * CELL)
 
-    def __call__(self, features: Features, visible: Gray, infrared: Gray) -> Gray:
-        decided = to_pixels(self.out(features)).astype(jnp.float32)
-        share, added = jax.nn.sigmoid(decided[..., :1]), ADDED * jnp.tanh(decided[..., 1:])
+    def __call__(self, features: Features, visible: Features, infrared: Features) -> Features:
+        """All on squares; the image is (b, h / 2, w / 2, 4) too."""
+        decided = self.out(features).astype(jnp.float32)
+        share, added = jax.nn.sigmoid(decided[..., :CELL]), ADDED * jnp.tanh(decided[..., CELL:])
         return jnp.clip(share * visible + (1.0 - share) * infrared + added, 0.0, 1.0)
 
 
@@ -85,11 +130,10 @@ class Lite(nnx.Module):
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:
         height, width = visible.shape[1:3]
-        odd = ((0, 0), (0, height % SIDE), (0, width % SIDE), (0, 0))
-        visible, infrared = (jnp.pad(x, odd, "edge") for x in (visible, infrared))
-        both = to_cells(jnp.concatenate([visible, infrared], axis=-1))
+        visible, infrared = (to_cells(extend(x)) for x in (visible, infrared))
+        both = jnp.concatenate([visible, infrared], axis=-1)
         features = self.encoder(self.compute.cast(both))
-        image = self.decoder(features, visible, infrared)
+        image = to_pixels(self.decoder(features, visible, infrared))
         return Fused(image[:, :height, :width], to_pixels(features)[:, :height, :width], {})
 
 

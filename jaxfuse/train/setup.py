@@ -26,6 +26,7 @@ from jaxfuse.config import (
     load_json,
     to_json,
 )
+from jaxfuse.data.joined import JoinedPairs
 from jaxfuse.data.pairs import Pairs
 from jaxfuse.data.patches import PatchIndex
 from jaxfuse.data.pipeline import Pipeline, validation_batches
@@ -243,6 +244,10 @@ def open_data(experiment: Experiment) -> Data:
     classes = experiment.method.labelled_classes
     target = open_set("data.target", data.target)
     target = _with_labels("data.target", target, classes)
+    learned = target
+    if data.beside.kind != "none":
+        beside = _with_labels("data.beside", open_set("data.beside", data.beside), classes)
+        learned = JoinedPairs(target, beside)
     extra = pool = selection = means = None
     if data.external.alignment != "none":
         external = without_labels(open_set("data.external", data.external))
@@ -260,7 +265,7 @@ def open_data(experiment: Experiment) -> Data:
                     f"{available} patches: lower data.external.pool or data.stride, or add images"
                 )
     pipeline = Pipeline(
-        target,
+        learned,
         config=data,
         batch_size=train.batch_size,
         seed=experiment.seed,
@@ -339,7 +344,22 @@ def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tupl
     config = experiment.model
     model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
     start = _start(experiment) if read_start else None
-    return model, methods.build(experiment.method, model, facts, start)
+    teacher = _teacher(experiment)
+    return model, methods.build(experiment.method, model, facts, start, teacher)
+
+
+def _teacher(experiment: Experiment) -> tuple[Model, Params] | None:
+    """The fusion network that the config names as a teacher, with its parameters."""
+    method = experiment.method
+    if not isinstance(method, CrossFuseConfig) or not method.teacher:
+        return None
+    read = weights.load_weights(method.teacher)
+    if read.name not in models.MODELS:
+        raise weights.WeightsError(
+            f"{weights.find(method.teacher)}: holds {read.name}, a segmentation network, but "
+            "method.teacher must fuse: give weights of a fusion network"
+        )
+    return models.create(read.name, depthwise=experiment.model.depthwise), read.params
 
 
 def _start(experiment: Experiment) -> Params | None:

@@ -7,6 +7,7 @@ read by `torch.load(weights_only=True)` only: code in a file never runs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from jaxfuse.weights import files
 from jaxfuse.weights.files import WeightsError
 
 FORMAT = "jaxfuse-1"
+SUMS = "SHA256SUMS"
+"""Checksums of the packaged files, as `sha256sum` writes and checks them."""
 _PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -45,14 +48,36 @@ def packaged() -> list[str]:
 
 
 def find_packaged(name: str) -> Path:
-    """The file of weights that come with the package."""
+    """The file of weights that come with the package. Raises WeightsError where it is not the one
+    that the package was made with.
+    """
     if name in packaged():
-        return _PRETRAINED / f"{name}.safetensors"
+        path = _PRETRAINED / f"{name}.safetensors"
+        _check_packaged(path)
+        return path
     there = f"it has {', '.join(packaged())}" if packaged() else "it comes with none"
     raise WeightsError(
         f"{name}: no such weights in the package ({there}): give a file (.safetensors, .npz, .pth) "
         "or a run folder"
     )
+
+
+def _check_packaged(path: Path) -> None:
+    """Compares a packaged file with the checksum beside it."""
+    sums = path.with_name(SUMS)
+    remedy = "install jaxfuse again"
+    try:
+        known = dict(reversed(line.split()) for line in sums.read_text("utf8").splitlines())
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{sums}: cannot be read ({error}): {remedy}") from error
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.name not in known:
+        raise WeightsError(f"{path}: not listed in {SUMS}, so not from the package: {remedy}")
+    if found != known[path.name]:
+        raise WeightsError(
+            f"{path}: its SHA-256 begins {found[:12]}, the package's {known[path.name][:12]}: the "
+            f"file is damaged or was replaced: {remedy}"
+        )
 
 
 def find(path_or_name: str | Path) -> Path:

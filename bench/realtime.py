@@ -1,0 +1,120 @@
+"""Fusing one 480x640 pair with lite: the network on luma, and pictures in colour from arrays to
+arrays; beside published networks in PyTorch, each as its own test script calls it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import record, rivals
+from bench.record import Run
+from bench.sides import Side, Work
+
+SIZE, TINY_SIZE = (480, 640), (48, 64)
+FRAMES = {"cpu": 25.0, "accelerator": 1000.0}
+"""Frames a second to reach."""
+
+
+def _pair(options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    visible, infrared = np.random.default_rng(0).random((2, *options["size"]), np.float32)
+    return visible, infrared
+
+
+def network(options: dict[str, Any]) -> Work:
+    """The network, luma and infrared in, fused luma out; on an accelerator arrays stay on it."""
+    import jax
+
+    from bench.floor import operations
+    from jaxfuse import models
+    from jaxfuse.infer.tiles import compiled
+
+    model = models.create("lite", options["dtype"])
+    params = model.init(jax.random.key(0))
+    visible, infrared = (
+        np.repeat(x[None, :, :, None], options["batch"], 0) for x in _pair(options)
+    )
+    if options["batch"] > 1:
+        visible, infrared = jax.device_put((visible, infrared))
+    program = compiled(model)
+
+    def run() -> None:
+        result = program(params, visible, infrared)
+        if options["batch"] > 1:
+            result.block_until_ready()
+        else:
+            np.asarray(result)
+
+    def finish() -> dict[str, Any]:
+        shape = jax.ShapeDtypeStruct(visible.shape, np.float32)
+        count = operations(lambda *a: model.apply(*a).image, params, shape, shape)
+        # Two images are read and one is written.
+        return {"dtype": options["dtype"], "operations": count.total, "bytes": 3 * visible.nbytes}
+
+    return Work(run, finish=finish)
+
+
+def picture(options: dict[str, Any]) -> Work:
+    """`jaxfuse.fuse` of an 8-bit colour picture and an 8-bit infrared one."""
+    import jax
+
+    from jaxfuse import models
+    from jaxfuse.infer.predict import Fuser
+
+    model = models.create("lite")
+    fuser = Fuser("lite", model.init(jax.random.key(0)), {}, model)
+    visible, infrared = (np.rint(255 * x).astype(np.uint8) for x in _pair(options))
+    colour = np.stack([visible, visible[::-1], visible[:, ::-1]], -1)
+    return Work(lambda: fuser(colour, infrared))
+
+
+def rival(options: dict[str, Any]) -> Work:
+    """A published network."""
+    fuse = rivals.network(Path(options["rivals"]), options["rival"])
+    pair = _pair(options)
+    return Work(lambda: fuse(*pair), warm=False)
+
+
+def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    size = TINY_SIZE if run.tiny else SIZE
+    common = {"size": size, "dtype": "float32", "batch": 1}
+
+    def side(name: str, target: str, **options: Any) -> Side:
+        return Side(name, f"bench.realtime:{target}", {**common, **options})
+
+    if run.accelerator:
+        sides = [
+            side(f"lite {dtype}, batch {batch}", "network", dtype=dtype, batch=batch)
+            for dtype in ("float32", "bfloat16")
+            for batch in (1, 16)
+        ]
+    else:
+        sides = [side("lite", "network"), side("picture", "picture")]
+        if run.rivals:
+            place = str(run.rivals)
+            sides += [
+                side(name, "rival", rivals=place, rival=name) for name in rivals.found(run.rivals)
+            ]
+    what = f"one {size[0]}x{size[1]} pair with lite"
+    rounds = run.rounds(20 if run.accelerator else 7)
+    result = record.measure(run, "realtime", what, sides, rounds, {"size": size}, rates)
+    final = not run.tiny
+    for each in sides:
+        if each.name not in result["sides"] or "rival" in each.options:
+            continue
+        pace = each.options["batch"] / result["sides"][each.name]["median_seconds"]
+        bound = FRAMES["accelerator" if run.accelerator else "cpu"]
+        goal = record.goal(f"{each.name}, frames a second", bound, pace, True, final)
+        result["goals"].append(goal)
+    for each in sides:
+        if "rival" in each.options:
+            times = record.compare(result, each.name, "lite")["time"]["median"]
+            result["goals"].append(
+                record.goal(f"{each.name} / lite, time", 1.0, times, True, final)
+            )
+    result["reference"] = rivals.facts(run.rivals) if run.rivals else None
+    if not run.rivals:
+        result["notes"].append("No published networks were measured: give --rivals DIR.")
+    return [result]

@@ -1,0 +1,36 @@
+"""The packaged weights `crossfuse`: RoadScene and MSRS, day and night, on two CPU cores.
+
+Run it where data/ holds both sets and their splits (../shared of a checkout).
+"""
+
+from jaxfuse.config import (
+    CrossFuseConfig,
+    DataConfig,
+    Experiment,
+    ExternalConfig,
+    SourceConfig,
+    TrainConfig,
+)
+
+
+def get() -> Experiment:
+    msrs = {"kind": "folders", "root": "data/msrs", "split": "data/splits/msrs_train.txt"}
+    return Experiment(
+        name="packaged_crossfuse",
+        method=CrossFuseConfig(
+            stage1_epochs=1,
+            stage2_epochs=17,
+            learning_rate=1e-3,
+            halve_every_epochs=4,
+            learning_rate_floor=1e-5,
+            flips=True,
+        ),
+        data=DataConfig(
+            target=SourceConfig(
+                kind="folders", root="data/roadscene", split="data/splits/roadscene_train.txt"
+            ),
+            beside=SourceConfig(**msrs),
+            external=ExternalConfig(**msrs, alignment="offline", top_k=200),
+        ),
+        train=TrainConfig(batch_size=4, steps_per_epoch=100, checkpoint_every=200),
+    )
