@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxfuse.losses import decomposition, fusion, structure
+from jaxfuse.ops import filters
 
 SHAPE = (2, 9, 8, 1)
 SOBEL = np.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
@@ -62,6 +63,26 @@ def oracle_maximum_gradient(visible, infrared, fused) -> float:
     return float(np.mean(np.abs(np.maximum(sizes[0], sizes[1]) - sizes[2])))
 
 
+def oracle_strongest_difference(visible, infrared, fused) -> float:
+    total = 0.0
+    for axis in (1, 2):
+        v, i, f = (np.diff(x, axis=axis) for x in (visible, infrared, fused))
+        found = [
+            abs((a if abs(a) >= abs(b) else b) - c)
+            for a, b, c in zip(v.ravel(), i.ravel(), f.ravel(), strict=True)
+        ]
+        total += float(np.mean(found))
+    return total
+
+
+def oracle_imitation(teacher, fused) -> float:
+    sizes = [
+        np.abs(gx) + np.abs(gy)
+        for gx, gy in (oracle_sobel(x, "constant") for x in (teacher, fused))
+    ]
+    return float(np.mean(np.abs(teacher - fused)) + np.mean(np.abs(sizes[0] - sizes[1])))
+
+
 def oracle_mean_square(x, y) -> float:
     return float(np.mean((x - y) ** 2))
 
@@ -82,6 +103,10 @@ def oracle_dissimilarity(x, y) -> float:
         top = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
         similar.append(top / ((mean_a**2 + mean_b**2 + 1e-4) * (variances + 9e-4)))
     return float((1 - np.mean(similar)) / 2)
+
+
+def oracle_both_dissimilarities(visible, infrared, fused) -> float:
+    return 2 * (oracle_dissimilarity(visible, fused) + oracle_dissimilarity(infrared, fused))
 
 
 def oracle_reconstruction(x, x_hat) -> float:
@@ -116,6 +141,11 @@ def of_features(function: Callable, oracle: Callable, count: int, agreed: float)
 LOSSES = {
     "maximum_intensity": of_images(fusion.maximum_intensity, oracle_maximum_intensity, 3),
     "maximum_gradient": of_images(fusion.maximum_gradient, oracle_maximum_gradient, 3),
+    "strongest_difference": of_images(fusion.strongest_difference, oracle_strongest_difference, 3),
+    "imitation": of_images(fusion.imitation, oracle_imitation, 2),
+    "both_dissimilarities": of_images(
+        structure.both_dissimilarities, oracle_both_dissimilarities, 3
+    ),
     "mean_square": of_images(structure.mean_square, oracle_mean_square, 2),
     "dissimilarity": of_images(structure.dissimilarity, oracle_dissimilarity, 2),
     "reconstruction": of_images(structure.reconstruction, oracle_reconstruction, 2),
@@ -168,6 +198,19 @@ def test_equal_inputs(loss):
     value, gradients = loss.function(*[loss.arguments[0]] * len(loss.arguments))
     assert float(value) == pytest.approx(loss.agreed, abs=1e-6)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_checkerboard_satisfies_magnitudes_but_not_differences():
+    """What Sobel's kernels do not see is no way to look as if there were edges."""
+    infrared = jnp.asarray(image(0))
+    visible = jnp.ones_like(infrared)
+    rows, columns = np.indices(infrared.shape[1:3])
+    board = 0.2 * ((rows + columns) % 2 - 0.5)[None, :, :, None]
+    inside = (slice(None), slice(1, -1), slice(1, -1))
+    plain, dithered = (filters.sobel_magnitude(x) for x in (infrared, infrared + board))
+    np.testing.assert_allclose(plain[inside], dithered[inside], atol=1e-5)
+    smooth = fusion.strongest_difference(visible, infrared, infrared)
+    assert float(fusion.strongest_difference(visible, infrared, infrared + board)) > smooth + 0.3
 
 
 def test_correlation_of_known_features():

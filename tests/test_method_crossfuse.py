@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import optimize
+from scipy import optimize, signal
 
 import tiny_network
-from jaxfuse import methods
+from jaxfuse import methods, models
 from jaxfuse.config import CrossFuseConfig
 from jaxfuse.methods import Facts, Method, base, crossfuse
 from jaxfuse.methods.examples import EXTERNAL_INDEX
@@ -339,6 +339,72 @@ def test_without_self_supervision_no_crop_is_drawn():
         "correlation_low",
         "correlation_high",
     }
+
+
+# Any network, and a teacher.
+
+
+def objective_metrics(model, config: CrossFuseConfig, teacher=None) -> Metrics:
+    method = methods.build(config, model, Facts(STEPS_PER_EPOCH), teacher=teacher)
+    params = method.init(jax.random.key(0))
+    batch = make_batch(2)
+    examples = {**batch, "visible": batch["visible"][..., :1]}
+    objective = compiled(method.stages[-1].objective)
+    memory = method.memory(params)
+    loss, metrics = objective(params, memory, examples, jax.random.key(1), jnp.float32(0))
+    return jax.device_get({**metrics, "loss": loss})
+
+
+FUSE_ONLY = dataclasses.replace(CONFIG, stage1_epochs=0, self_supervision=0.0)
+
+
+def test_a_network_without_frequencies_learns_without_decomposition():
+    model = models.create("lite")
+    found = objective_metrics(model, FUSE_ONLY)
+    assert set(found) == {"loss", "intensity", "gradient"}
+    assert found["loss"] == pytest.approx(found["intensity"] + 10 * found["gradient"], rel=1e-6)
+
+
+def test_a_network_imitates_a_teacher_of_another_kind():
+    student = models.create("lite")
+    params = MODEL.init(jax.random.key(3))
+    plain = objective_metrics(student, FUSE_ONLY)
+    config = dataclasses.replace(FUSE_ONLY, imitation=2.5)
+    found = objective_metrics(student, config, (MODEL, params))
+    assert found["loss"] == pytest.approx(plain["loss"] + 2.5 * found["imitation"], rel=1e-6)
+    batch = make_batch(2)
+    pair = jnp.asarray(batch["visible"][..., :1]), jnp.asarray(batch["infrared"])
+    shown = MODEL.apply(params, *pair).image
+    fused = student.apply(student.init(jax.random.key(0)), *pair).image
+    edges = [np.abs(sobel_sum(np.asarray(x)[..., 0])) for x in (shown, fused)]
+    expected = np.abs(np.asarray(shown - fused)).mean() + np.abs(edges[0] - edges[1]).mean()
+    assert found["imitation"] == pytest.approx(expected, rel=1e-4)
+
+
+def sobel_sum(images: np.ndarray) -> np.ndarray:
+    """|Sobel_x| + |Sobel_y| of (b, h, w) with zero padding."""
+    kernel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+    return np.stack(
+        [
+            np.abs(signal.correlate2d(x, kernel, "same"))
+            + np.abs(signal.correlate2d(x, kernel.T, "same"))
+            for x in images
+        ]
+    )
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_imitate():
+    params = MODEL.init(jax.random.key(0))
+    found = objective_metrics(MODEL, FUSE_ONLY, (MODEL, params))
+    assert found["imitation"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_structure_of_both_images_may_count_too():
+    model = models.create("lite")
+    plain = objective_metrics(model, FUSE_ONLY)
+    found = objective_metrics(model, dataclasses.replace(FUSE_ONLY, ssim_weight=0.5))
+    assert 0 < found["ssim"] <= 4
+    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["ssim"], rel=1e-6)
 
 
 # What is done to a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -404,7 +405,7 @@ def test_names(tmp_path, params, monkeypatch):
         WeightsError, match=r"crossfuse: no such weights .*it comes with none.*give"
     ):
         load_weights("crossfuse")
-    save_weights(tmp_path / "pretrained" / "night.safetensors", NAME, params)
+    packaged(tmp_path / "pretrained" / "night.safetensors", params)
     assert weights.packaged() == ["night"]
     assert_same(load_weights("night").params, params)
     with pytest.raises(WeightsError, match=r"crossfuse: no such weights in the .*it has night"):
@@ -412,6 +413,41 @@ def test_names(tmp_path, params, monkeypatch):
     for path in ("night.pth", "runs/night", "../night"):
         with pytest.raises(WeightsError, match=f"{path}: no such file or run folder"):
             load_weights(path)
+
+
+def packaged(path: Path, params: Params) -> None:
+    """A file as the package has it, with its checksum beside it."""
+    save_weights(path, NAME, params)
+    line = f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+    (path.parent / weights.SUMS).write_text(line, encoding="utf8")
+
+
+def test_packaged_weights_are_those_of_the_package(tmp_path, params, monkeypatch):
+    monkeypatch.setattr(weights, "_PRETRAINED", tmp_path)
+    path = tmp_path / "night.safetensors"
+    packaged(path, params)
+    assert_same(load_weights("night").params, params)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"night.safetensors: its SHA-256 .*install jaxfuse aga"):
+        load_weights("night")
+    (tmp_path / "other.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"other.safetensors: not listed in SHA256SUMS"):
+        load_weights("other")
+    for text in ("one word a line\n", None):
+        (tmp_path / weights.SUMS).unlink()
+        if text:
+            (tmp_path / weights.SUMS).write_text(text, encoding="utf8")
+        with pytest.raises(WeightsError, match=r"SHA256SUMS: cannot be read .*install jaxfuse aga"):
+            load_weights("night")
+
+
+def test_every_packaged_file_has_its_checksum() -> None:
+    sums = (weights._PRETRAINED / weights.SUMS).read_text(encoding="utf8").splitlines()
+    assert [line.split()[1] for line in sums] == [f"{n}.safetensors" for n in weights.packaged()]
+    for name in weights.packaged():
+        weights.find_packaged(name)
 
 
 # Writing

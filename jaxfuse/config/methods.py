@@ -34,6 +34,14 @@ class CrossFuseConfig:
     """Side of the weak crop, pixels."""
     flips: bool = False
     """Mirror each pair left-right and up-down at random, both images alike."""
+    gradient_weight: float = 10.0
+    """Of the stronger gradient magnitude, stage II."""
+    difference_weight: float = 0.0
+    """Of the stronger difference between neighbouring pixels, with its sign, stage II. Not in the
+    paper, which has 0: magnitudes alone reward a checkerboard where one image is flat and bright
+    and the other has edges."""
+    ssim_weight: float = 0.0
+    """Of (1 - SSIM(Y, F)) + (1 - SSIM(IR, F)), stage II; not in the paper, which has 0."""
     teacher: str = ""
     """Weights file, run folder or name of packaged weights of a fusion network whose fused images
     stage II imitates as well; any network may learn from any other."""
@@ -41,12 +49,9 @@ class CrossFuseConfig:
     """Weight of that imitation."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.imitation < math.inf,
-            "method.imitation",
-            self.imitation,
-            "use 0 or a positive number",
-        )
+        for field in ("gradient_weight", "difference_weight", "ssim_weight", "imitation"):
+            value = getattr(self, field)
+            require(0 <= value < math.inf, f"method.{field}", value, "use 0 or a positive number")
         require(
             self.stage1_epochs >= 0, "method.stage1_epochs", self.stage1_epochs, "use 0 or more"
         )

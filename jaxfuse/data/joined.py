@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxfuse.data.pairs import DataError, Pair, Pairs
+from jaxfuse.data.pairs import Pair, Pairs
 
 
 @dataclasses.dataclass(frozen=True)
 class JoinedPairs:
-    """The pairs of one set, then those of another. Raises DataError for a stem that is in both."""
+    """The pairs of one set, then those of another, whose names begin "beside/"."""
 
     first: Pairs
     second: Pairs
-
-    def __post_init__(self) -> None:
-        known = {self.first.stem(i) for i in range(len(self.first))}
-        for i in range(len(self.second)):
-            if self.second.stem(i) in known:
-                raise DataError(
-                    f"{self.second.stem(i)}: in both data.target and data.beside: name each pair "
-                    "in one of them, by a split"
-                )
 
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
@@ -35,7 +26,8 @@ class JoinedPairs:
 
     def stem(self, index: int) -> str:
         pairs, i = self.at(index)
-        return pairs.stem(i)
+        # Sets often number their pairs alike.
+        return pairs.stem(i) if pairs is self.first else f"beside/{pairs.stem(i)}"
 
     def size(self, index: int) -> tuple[int, int]:
         pairs, i = self.at(index)
@@ -43,4 +35,4 @@ class JoinedPairs:
 
     def __getitem__(self, index: int) -> Pair:
         pairs, i = self.at(index)
-        return pairs[i]
+        return pairs[i]._replace(stem=self.stem(index))

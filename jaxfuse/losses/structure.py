@@ -18,6 +18,11 @@ def dissimilarity(x: Gray, y: Gray) -> Scalar:
     return (1.0 - filters.ssim(x, y)) / 2.0
 
 
+def both_dissimilarities(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
+    """(1 - SSIM(Y, F)) + (1 - SSIM(IR, F)), in [0, 4]. Ours."""
+    return 2.0 * (dissimilarity(visible, fused) + dissimilarity(infrared, fused))
+
+
 def reconstruction(x: Gray, x_hat: Gray, structure: float = 5.0) -> Scalar:
     """structure * (1 - SSIM) / 2 + MSE. CrossFuse, stage I, one modality."""
     return structure * dissimilarity(x, x_hat) + mean_square(x, x_hat)

@@ -27,8 +27,7 @@ from jaxfuse.shapes import Array, Batch, Metrics, Params, PRNGKey, Scalar
 PARTS = ("low_visible", "low_infrared", "high_visible", "high_infrared")
 """What a network that decomposes calls its low and high frequencies."""
 DECOMPOSITION_WEIGHT = 2.0
-GRADIENT_WEIGHT_1 = 5.0
-GRADIENT_WEIGHT_2 = 10.0
+GRADIENT_WEIGHT = 5.0
 
 
 def self_supervision_weight(config: CrossFuseConfig, progress: Scalar) -> Scalar:
@@ -84,7 +83,7 @@ def reconstruction_objective(model: Model) -> Objective:
             recon_visible
             + recon_infrared
             + DECOMPOSITION_WEIGHT * apart
-            + GRADIENT_WEIGHT_1 * gradient
+            + GRADIENT_WEIGHT * gradient
         )
         return loss, {
             "reconstruction_visible": recon_visible,
@@ -102,7 +101,7 @@ def fusion_objective(
     model: Model, config: CrossFuseConfig, teacher: Model | None = None
 ) -> Objective:
     """Stage II: intensity + 10 * gradient + 2 * decomposition + theta * MSE(weak crop, aggressive
-    copy).
+    copy), and what else the config gives a weight.
 
     Decomposition is of networks that have low and high frequencies as parts. teacher: adds the
     imitation of its fused image, by the parameters that memory holds.
@@ -120,8 +119,16 @@ def fusion_objective(
         fused = model.apply(params, visible, infrared)
         intensity = fusion.maximum_intensity(visible, infrared, fused.image)
         gradient = fusion.maximum_gradient(visible, infrared, fused.image)
-        loss = intensity + GRADIENT_WEIGHT_2 * gradient
+        loss = intensity + config.gradient_weight * gradient
         metrics = {"intensity": intensity, "gradient": gradient}
+        if config.difference_weight > 0:
+            difference = fusion.strongest_difference(visible, infrared, fused.image)
+            loss = loss + config.difference_weight * difference
+            metrics |= {"difference": difference}
+        if config.ssim_weight > 0:
+            ssim = structure.both_dissimilarities(visible, infrared, fused.image)
+            loss = loss + config.ssim_weight * ssim
+            metrics |= {"ssim": ssim}
         if fused.parts.keys() >= set(PARTS):
             apart, low, high = decomposition.decomposition(
                 *(fused.parts[name] for name in PARTS), axis_name

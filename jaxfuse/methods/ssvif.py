@@ -69,8 +69,7 @@ def fusion_loss(
     terms = {
         "intensity": fusion.maximum_intensity(visible, infrared, fused),
         "gradient": fusion.maximum_gradient(visible, infrared, fused),
-        "ssim": 2.0
-        * (structure.dissimilarity(visible, fused) + structure.dissimilarity(infrared, fused)),
+        "ssim": structure.both_dissimilarities(visible, infrared, fused),
     }
     weights = (config.intensity_weight, config.gradient_weight, config.ssim_weight)
     loss = sum(w * term for w, term in zip(weights, terms.values(), strict=True))
