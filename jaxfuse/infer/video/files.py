@@ -333,20 +333,21 @@ def _finish(
         if failure is not None:
             raise failure
         raise VideoError(f"{out}: stopped before the first frame")
-    kept = f"{job.done} frames are in {partial}"
+    frames = f"{job.done} frame{'s' * (job.done != 1)}"
+    kept = f"fused until then: {frames}, in {partial}"
     if isinstance(failure, UserError):
-        raise VideoError(f"{failure}; the {kept}") from failure
+        raise VideoError(f"{failure}; {kept}") from failure
     if failure is not None:
         raise failure
     if job.stopped:
         total = f" of {job.total}" if job.total else ""
         raise VideoError(f"{out}: stopped after {job.done}{total} frames, which are in {partial}")
     if out.exists() and not overwrite:
-        raise VideoError(f"{out}: exists by now; the {kept}: rename it")
+        raise VideoError(f"{out}: exists by now; {kept}: rename it")
     try:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, out)
     except OSError as error:
-        raise VideoError(f"{out}: cannot be written ({error.strerror}); the {kept}") from None
+        raise VideoError(f"{out}: cannot be written ({error.strerror}); {kept}") from None
     return VideoSummary(out, job.done, seconds, job.notes)

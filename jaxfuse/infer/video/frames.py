@@ -105,13 +105,22 @@ def look_ahead(
 ) -> Iterator[tuple[Label, np.ndarray | None]]:
     """Waits for results in order, each once `ahead` more were started; None needs no waiting."""
     waiting: deque[tuple[Label, Any]] = deque()
-    for pair in started:
-        waiting.append(pair)
-        while len(waiting) > ahead or (waiting and waiting[0][1] is None):
+    given, ended = iter(started), False
+    failure: BaseException | None = None
+    while waiting or not ended:
+        if not ended:
+            try:
+                waiting.append(next(given))
+            except StopIteration:
+                ended = True
+            except Exception as error:
+                # What was begun before it is still given.
+                failure, ended = error, True
+        while waiting and (ended or len(waiting) > ahead or waiting[0][1] is None):
             label, result = waiting.popleft()
             yield label, None if result is None else np.asarray(result)
-    for label, result in waiting:
-        yield label, None if result is None else np.asarray(result)
+    if failure is not None:
+        raise failure
 
 
 def fuse_frames(

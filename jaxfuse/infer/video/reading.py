@@ -54,8 +54,10 @@ class VideoReader:
         self.metadata = dict(self._container.metadata)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         """Frames a second, on average."""
-        self.seconds = _stated_seconds(self._stream)
+        self.seconds: Fraction | None = None
         """Length, where the file states it."""
+        if self._stream.duration and self._stream.time_base:
+            self.seconds = self._stream.duration * self._stream.time_base
         self.read, self.unmoved, self.widest = 0, 0, 1 / self.rate
         """Frames read; those of them that had no later time than the one before; the longest time
         from one to the next.
@@ -163,10 +165,13 @@ class VideoReader:
             was, found = ("{} x {} {}".format(*k) for k in (self._kind, kind))
             message = f"frame {self.read + 1} is {found}, those before are {was}"
             raise FileError(self.path, message, "cut the file there")
+        if frame.time_base is None:
+            # Frames that the decoder held back to the end.
+            frame.time_base = self._stream.time_base
         if self._counted:
             frame.time_base, frame.pts, frame.duration = 1 / self.rate, self.read, 1
         elif self.read and frame.pts is None:
-            frame.pts = self._last + max(1, round(1 / (self.rate * frame.time_base)))
+            frame.pts = self._last + max(1, round(1 / (self.rate * self._ticks)))
         elif self.read and frame.pts <= self._last:
             frame.pts = self._last + 1
             self.unmoved += 1
@@ -174,7 +179,9 @@ class VideoReader:
             self.widest = max(self.widest, (frame.pts - self._last) * frame.time_base)
         else:
             self.start = frame.pts * frame.time_base
-        self._last, self._ticks = frame.pts, frame.time_base
+            if self.seconds is None:
+                self.seconds = self._tagged_seconds()
+        self._last, self._ticks, self._lasts = frame.pts, frame.time_base, frame.duration or 0
         self.read += 1
         return frame
 
@@ -186,15 +193,23 @@ class VideoReader:
         self.form = planes.form_of(self.path, frame.format)
         self.matrix = planes.display_matrix(frame)
 
+    def _tagged_seconds(self) -> Fraction | None:
+        """Matroska states the end of each stream, counted from time 0."""
+        said = self._stream.metadata.get("DURATION", "")
+        found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", said)
+        if not found:
+            return None
+        return 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3]) - self.start
+
     def _require_whole(self) -> None:
         """Of frames that are missing at the end FFmpeg says nothing."""
         if self.seconds is None or not self.read:
             return
-        reached = self.last_time
-        # A file may state the last frame's time or its end, and times vary.
-        if self.seconds - reached > Fraction(7, 2) * self.widest:
-            missing = f"the file states {float(self.seconds):.2f} s, it ends at "
-            raise self._damage(f"{missing}{float(reached + 1 / self.rate):.2f} s")
+        reached = self.last_time + self._lasts * self._ticks
+        # Some files state the last frame's time and not its end.
+        if self.seconds - reached > Fraction(5, 2) * self.widest:
+            stated, end = float(self.seconds), float(reached)
+            raise self._damage(f"the file states {stated:.2f} s, it ends at {end:.2f} s")
 
     def _damage(self, what: str) -> FileError:
         return FileError(self.path, f"damaged at frame {self.read + 1} ({what})", COPY_AGAIN)
@@ -202,15 +217,6 @@ class VideoReader:
     def close(self) -> None:
         """Nothing is read any more."""
         self._container.close()
-
-
-def _stated_seconds(stream: av.VideoStream) -> Fraction | None:
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if not found:
-        return None
-    return 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
 
 
 def infrared_range(path: Path, how: str, stop: threading.Event) -> tuple[float, float]:

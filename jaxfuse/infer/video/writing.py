@@ -37,14 +37,16 @@ _OF_FILES = ("encoder", "major_brand", "minor_version", "compatible_brands")
 
 def _mpeg4(crf: int, preset: str) -> dict[str, str]:
     # A step of its quantiser doubles where that of H.264 does, every 6 of crf.
-    quantiser = min(31, max(1, round(2 ** ((crf - 12) / 6))))
-    return {"flags": "+qscale", "global_quality": str(118 * quantiser)}
+    quantiser = str(min(31, max(1, round(2 ** ((crf - 12) / 6)))))
+    return {"qmin": quantiser, "qmax": quantiser}
 
 
 class _Encoder(NamedTuple):
     largest: int
     """crf; 0 where there is nothing to choose."""
     options: Callable[[int, str], dict[str, str]]
+    smallest: int = 1
+    """Pixels a side."""
 
 
 ENCODERS = {
@@ -56,6 +58,7 @@ ENCODERS = {
             "preset": preset,
             "x265-params": "log-level=none",
         },
+        smallest=64,  # x265 4.1 writes beyond its memory below 50 or so.
     ),
     "libvpx-vp9": _Encoder(
         63,
@@ -141,11 +144,15 @@ class VideoWriter:
 
     def _form(self, visible: VideoReader, codec: str, options: dict[str, str]) -> Form:
         own, frame = visible.form, visible.first
+        smallest = ENCODERS[codec].smallest
+        if min(frame.width, frame.height) < smallest:
+            found = f"{frame.width} x {frame.height} pixels, but {codec} needs {smallest} a side"
+            raise FileError(self._target, found, "choose another --codec")
         for form in _forms(own, codec):
             if not _opens(codec, form, frame.width, frame.height, options):
                 continue
             odd = frame.width % 2 or frame.height % 2
-            if form.colour == "444" and own.colour not in ("444", "gray") and odd:
+            if odd and own.colour != "gray" and form.colour != own.colour and not _lost(own, form):
                 self.notes.append(
                     f"{self._target}: written as {form.name}, which some players do not show: "
                     f"{own.name} of {codec} has no {frame.width} x {frame.height} pixels"
