@@ -522,9 +522,12 @@ def test_what_an_encoder_cannot_hold_is_said(tmp_path):
 # Sound
 
 
-@pytest.mark.parametrize(("ending", "sound"), [(".mp4", "aac"), (".mkv", "flac")])
+@pytest.mark.parametrize(
+    ("ending", "sound"), [(".mp4", "aac"), (".mkv", "flac"), (".webm", "libopus")]
+)
 def test_sound_is_copied(tmp_path, ending, sound):
-    visible = write_video(tmp_path / f"vi{ending}", 30, codec="mpeg4", sound=sound)
+    codec = "libvpx-vp9" if ending == ".webm" else "mpeg4"
+    visible = write_video(tmp_path / f"vi{ending}", 30, codec=codec, sound=sound)
     infrared = write_infrared(tmp_path / "ir.mkv", 30, sound="flac")
     out = tmp_path / f"out{ending}"
     assert fuse_videos(infrared, visible, out, VISIBLE).notes == []
@@ -590,6 +593,25 @@ def test_frame_rates_stay(tmp_path, rate):
             assert container.streams.video[0].average_rate == rate
         if ending == ".mp4":
             assert read_times(out) == read_times(visible)
+
+
+@pytest.mark.parametrize("ending", [".avi", ".ts", ".flv", ".mpg"])
+def test_other_kinds_are_read(tmp_path, ending):
+    """Frames come in the order they are shown, also where the file numbers them otherwise."""
+    bars = []
+    for i in range(12):
+        luma = np.full((HEIGHT, WIDTH), 40)
+        luma[:, 4 * i : 4 * i + 4] = 220
+        bars.append(_neutral(luma, "yuv420p"))
+    codec = "mpeg2video" if ending == ".mpg" else "libx264"
+    visible = write_frames(tmp_path / f"vi{ending}", bars, codec)
+    infrared = write_infrared(tmp_path / "ir.mkv", 12)
+    out = tmp_path / "out.mkv"
+    summary = fuse_videos(infrared, visible, out, VISIBLE, codec="ffv1")
+    assert summary.frames == 12
+    assert [int(plane.mean(0).argmax()) // 4 for plane in read_planes(out)] == list(range(12))
+    steps = np.diff([float(when) for when in read_times(out)])
+    assert np.abs(steps - 1 / RATE).max() <= 0.001
 
 
 def levels_of(path: Path) -> list[int]:
@@ -897,11 +919,14 @@ def test_files_that_cannot_be(tmp_path, pair, fuser, unchecked):
         container.mux(stream.encode(None))
     small = write_infrared(tmp_path / "small.mkv", size=(30, 46))
     (tmp_path / "folder.partial.mkv").mkdir()
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
     before = names(tmp_path)
     out = tmp_path / "out.mkv"
     for given, message in (
         ((tmp_path / "no.mp4", visible, out), r"no\.mp4: no such file"),
-        ((tmp_path, visible, out), "is not a file: record it to a file, or give its frames"),
+        ((tmp_path, visible, out), "is a folder, but a video is to be made: give two videos"),
+        ((pipe, visible, out), "pipe.mp4: is not a file: record it to a file, or give its frames"),
         ((text, visible, out), r"text\.mp4: cannot be read as a video \(Invalid data"),
         ((picture, visible, out), r"a\.png: is a picture, but a video is to be made"),
         ((infrared, sound, out), r"sound\.mkv: holds no video"),

@@ -129,6 +129,8 @@ def _check_places(infrared: Path, visible: Path, out: Path, partial: Path, overw
     for path in (infrared, visible):
         if not path.exists():
             raise FileError(path, "no such file", "check the path")
+        if path.is_dir():
+            raise FileError(path, "is a folder, but a video is to be made", "give two videos")
         if not path.is_file():
             remedy = "record it to a file, or give its frames to jaxfuse.infer.video.fuse_frames"
             raise FileError(path, "is not a file", remedy)

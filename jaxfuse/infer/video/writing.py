@@ -138,6 +138,7 @@ class VideoWriter:
             found = f"{self._ending} cannot hold video of {codec}"
             raise FileError(target, found, "write .mkv, or choose another --codec") from None
         self._prepare(visible, codec)
+        self._heard: dict[int, int] = {}
         self._sounds = {s.index: self._add_sound(s) for s in (sound.sound if sound else ())}
         kept = visible.metadata.items()
         self._container.metadata.update({k: v for k, v in kept if k.lower() not in _OF_FILES})
@@ -169,6 +170,8 @@ class VideoWriter:
     def _prepare(self, visible: VideoReader, codec: str) -> None:
         stream, context, first = self._picture, self._picture.codec_context, visible.first
         context.width, context.height, context.pix_fmt = first.width, first.height, self.form.name
+        # PyAV's default cuts each frame into slices, which makes files larger.
+        context.thread_type = "AUTO"
         self._grid = self._ending == ".avi"
         if self._grid:
             # It numbers its frames, in the order they are stored.
@@ -205,16 +208,20 @@ class VideoWriter:
         """Appends a frame of `form`."""
         if self._grid:
             self._put_on_grid(frame)
-        self._mux(self._picture.encode(frame))
+        self._mux(self._encoded(frame))
 
     def packet(self, packet: av.Packet) -> None:
         """Appends a packet of sound."""
         if self._shift:
             ticks = round(self._shift / packet.time_base)
             packet.dts += ticks
-            packet.pts = packet.dts if packet.pts is None else packet.pts + ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+        # Containers take packets in order only; recorders now and then repeat a time.
+        earliest = self._heard.get(packet.stream_index, packet.dts - 1) + 1
+        packet.dts = self._heard[packet.stream_index] = max(packet.dts, earliest)
+        packet.pts = max(packet.dts, packet.dts if packet.pts is None else packet.pts)
         packet.stream = self._sounds[packet.stream_index]
-        self._mux([packet])
+        self._mux([packet], "add --no-audio")
 
     def _put_on_grid(self, frame: av.VideoFrame) -> None:
         exact = frame.pts * frame.time_base * self._rate
@@ -227,16 +234,22 @@ class VideoWriter:
         frame.pts, frame.time_base, frame.duration = number, 1 / self._rate, 1
         self._last = number
 
-    def _mux(self, packets: list[av.Packet]) -> None:
+    def _encoded(self, frame: av.VideoFrame | None) -> list[av.Packet]:
+        try:
+            return self._picture.encode(frame)
+        except av.FFmpegError as error:
+            raise self._refused(error) from None
+
+    def _mux(self, packets: list[av.Packet], remedy: str = "") -> None:
         try:
             self._container.mux(packets)
         except (av.FFmpegError, OSError) as error:
-            raise self._refused(error) from None
+            raise self._refused(error, remedy) from None
 
     def close(self) -> None:
         """Encodes what the encoder holds back and ends the file, so that it can be played."""
         try:
-            self._mux(self._picture.encode(None))
+            self._mux(self._encoded(None))
         finally:
             self.abandon()
 
@@ -247,11 +260,13 @@ class VideoWriter:
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error) from None
 
-    def _refused(self, error: Exception) -> FileError:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free some space, or write to another disk" if full else "choose another place"
-        if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
-            remedy = "write .mkv, or add --no-audio"
+    def _refused(self, error: Exception, remedy: str = "") -> FileError:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some space, or write to another disk"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            remedy = "choose a place that you may write to"
+        remedy = remedy or "write .mkv, or choose another --codec"
         return FileError(self._target, f"cannot be written ({words(error)})", remedy)
 
 
