@@ -240,7 +240,7 @@ class _Job:
             found = self._nearest.at(seen.time(item))
             yield from self._nearest.sound()
             if found is None:
-                self.notes.append(self._shorter(seen.time(item)))
+                self.notes.append(_goes_on(seen, seen.time(item), self._heat))
                 yield from seen.sound_until(seen.time(item))
                 return
             heat, felt = found
@@ -252,18 +252,9 @@ class _Job:
             yield _Pair(frame, luma, levels, heat, self._felt or felt)
         end = seen.last_time + 1 / seen.rate
         if self._nearest.goes_on(end):
-            self.notes.append(
-                f"{self._heat.path} goes on after {float(end):.2f} s, where {seen.path} ends: the "
-                "result ends there too"
-            )
+            self.notes.append(_goes_on(self._heat, end, seen))
         yield from self._nearest.sound()
         yield from self._heat.sound_until(end)
-
-    def _shorter(self, end: Fraction) -> str:
-        return (
-            f"{self._heat.path} ends at {float(end):.2f} s, {self._seen.path} goes on: so does not "
-            "the result"
-        )
 
     def _started(self, read: Lane, stop: threading.Event) -> Iterator[tuple[Any, Any]]:
         for item in read:
@@ -319,6 +310,13 @@ class _Job:
                 f"{low / full:.3f} to {high / full:.3f} of 1: it looks black; add "
                 "--infrared-stretch minmax or percentile to spread them"
             )
+
+
+def _goes_on(longer: VideoReader, end: Fraction, shorter: VideoReader) -> str:
+    return (
+        f"{longer.path} goes on after {float(end):.2f} s, where {shorter.path} ends: the "
+        "result ends there too"
+    )
 
 
 def _finish(
