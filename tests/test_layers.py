@@ -39,6 +39,7 @@ ONLY_IN = {
     "beartype": set(),
     "pytest": set(),
     "scipy": {"metrics"},
+    "av": {"infer"},
 }
 """Packages that only these rooms import. beartype and pytest are there for development only."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
@@ -90,6 +93,65 @@ def progress(doing: str) -> Callable[[int, int, str], None]:
             print(f"{doing} {done}/{total} {name}", file=sys.stderr)
 
     return report
+
+
+@contextlib.contextmanager
+def frame_counter(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """(done, total, 0 where unknown) -> frames and frames a second: a counter on a terminal, a
+    plain line now and then elsewhere.
+    """
+    terminal = sys.stderr.isatty()
+    pause = 0.2 if terminal else 10.0
+    began = last = time.monotonic()
+    first = shown = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal began, last, first, shown
+        now = time.monotonic()
+        if not first:
+            # Compiling is not counted.
+            began, first = now, done
+        if now - last < pause and done != total:
+            return
+        last, shown = now, done
+        of = f"/{total}" if total else ""
+        rate = f"{(done - first) / (now - began):.1f} frames a second" if now > began else ""
+        line = f"{doing} {done}{of} {rate}"
+        print(
+            f"\r{line:60}" if terminal else line.rstrip(),
+            end="" if terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    try:
+        yield report
+    finally:
+        if terminal and shown:
+            print(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def stop_requests(said: str) -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets, with `said` printed. A second one ends the program."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(number, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of one.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), f"\n{said}\n".encode())
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def usage(text: str, asked: bool) -> int:

@@ -162,11 +162,17 @@ def _as_dtype(image: Array, dtype: np.dtype) -> np.ndarray:
     return np.asarray(image).astype(dtype)
 
 
+def chosen(model: Model, pixels: int, method: Way) -> Way:
+    """The way that an image of so many pixels goes: what "auto" stands for here."""
+    if method != "auto":
+        return method
+    limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
+    return "whole" if pixels <= limit or not model.passes else "strips"
+
+
 def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way) -> np.ndarray:
     """Fused luma (h, w) of (h, w, 1) float32 images in [0, 1]."""
-    if method == "auto":
-        limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
-        method = "whole" if luma.size <= limit or not fuser.model.passes else "strips"
+    method = chosen(fuser.model, luma.size, method)
     if method in ("strips", "devices") and not fuser.model.passes:
         raise ImageError(
             f'method = "{method}": {fuser.name} has no exact windows: use "whole", or "tiles"'

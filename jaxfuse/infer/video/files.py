@@ -1,0 +1,353 @@
+"""Fusing two video files into one: decoded, fused and encoded side by side, in constant memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import av
+import numpy as np
+
+from jaxfuse.config import UserError
+from jaxfuse.config.errors import require
+from jaxfuse.data import images
+from jaxfuse.data.images import FileError
+from jaxfuse.infer.predict import Fuser, Stretch, Way
+from jaxfuse.infer.video import planes
+from jaxfuse.infer.video.frames import Levels, look_ahead, start
+from jaxfuse.infer.video.lanes import Halted, Lane, Worker
+from jaxfuse.infer.video.matching import Infrared, Match, doubts
+from jaxfuse.infer.video.reading import VideoReader, infrared_range
+from jaxfuse.infer.video.writing import VideoWriter, encoder_for
+
+WAITING = 3
+"""Frames that wait between two of the three threads."""
+AHEAD = 1
+"""Frames that are handed to the device before the one that is waited for."""
+
+
+class VideoError(UserError):
+    """A video that was not finished; the message says why, and what there is of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSummary:
+    """What a job wrote."""
+
+    target: Path
+    frames: int
+    seconds: float
+    """That fusing took."""
+    notes: list[str]
+    """What was done that may not be meant."""
+
+
+class _Pair(NamedTuple):
+    frame: av.VideoFrame
+    """Visible, in the form that is written."""
+    visible: np.ndarray
+    seen: Levels
+    infrared: np.ndarray
+    felt: Levels
+
+
+def fuse_videos(
+    infrared: str | Path,
+    visible: str | Path,
+    out: str | Path,
+    fuser: Fuser,
+    *,
+    codec: str = "auto",
+    crf: int | None = None,
+    preset: str = "veryfast",
+    match: Match = "time",
+    method: Way = "auto",
+    stretch: Stretch = "none",
+    infrared_stretch: images.Stretch = "none",
+    audio: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> VideoSummary:
+    """Fuses two video files into a third, which has the visible one's size, times, colours and
+    sound.
+
+    match: to each visible frame the infrared frame nearest in "time", counted from each file's
+    first frame, or that of the same "number". The result ends where either video does.
+    infrared_stretch: "minmax" or "percentile" of the whole infrared file, which is then read twice.
+    codec, crf, preset: see `writing.ENCODERS`; audio: copied from the visible file, or from the
+    infrared one where that has none. progress: called with (done, total, 0 where not known). stop:
+    once set, no further frame is fused.
+    Until it is whole the result is called NAME.partial.ENDING, beside `out`; it stays there,
+    playable, where the job stops early. Raises UserErrors: VideoError where frames were written,
+    FileError and ConfigError otherwise; then nothing is left.
+    """
+    infrared, visible, out = Path(infrared), Path(visible), Path(out)
+    require(match in get_args(Match), "match", match, f"use {' or '.join(get_args(Match))}")
+    _refuse_flicker(stretch)
+    out = out / visible.name if out.is_dir() else out
+    encoder = encoder_for(out, codec, crf, preset)
+    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    _check_places(infrared, visible, out, partial, overwrite)
+    stop = stop or threading.Event()
+    felt = None
+    if infrared_stretch != "none":
+        felt = infrared_range(infrared, infrared_stretch, stop)
+    with contextlib.ExitStack() as stack:
+        seen = VideoReader(visible, sound=audio)
+        stack.callback(seen.close)
+        heat = VideoReader(infrared, sound=audio and not seen.sound)
+        stack.callback(heat.close)
+        _require_alike(seen, heat)
+        sound = next((reader for reader in (seen, heat) if reader.sound), None)
+        writer = VideoWriter(partial, out, seen, sound, encoder, crf, preset)
+        job = _Job(seen, heat, writer, fuser, method, match, felt)
+        _make_folder(out.parent)
+        partial.unlink(missing_ok=True)
+        began = time.monotonic()
+        failure = job.run(progress or (lambda done, total: None), stop)
+    return _finish(job, failure, out, partial, overwrite, time.monotonic() - began)
+
+
+def _refuse_flicker(stretch: Stretch) -> None:
+    require(
+        stretch == "none",
+        "stretch",
+        stretch,
+        "each frame would be spread by what it holds, and the video flicker: leave it away",
+    )
+
+
+def _check_places(infrared: Path, visible: Path, out: Path, partial: Path, overwrite: bool) -> None:
+    for path in (infrared, visible):
+        if not path.exists():
+            raise FileError(path, "no such file", "check the path")
+        if path.is_dir():
+            raise FileError(path, "is a folder, but a video is to be made", "give two videos")
+        if not path.is_file():
+            remedy = "record it to a file, or give its frames to jaxfuse.infer.video.fuse_frames"
+            raise FileError(path, "is not a file", remedy)
+        if path.suffix.lower() in images.EXTENSIONS:
+            raise FileError(path, "is a picture, but a video is to be made", "give two videos")
+    for path in (infrared, visible):
+        for target in (out, partial):
+            if target.exists() and target.samefile(path):
+                raise FileError(target, "is one of the videos to fuse", "name another place")
+    if out.exists() and not overwrite:
+        raise FileError(out, "exists already", "add --overwrite, or name another place")
+    if partial.is_dir():
+        raise FileError(partial, "is a folder", "name another place")
+    made = next(p for p in (out.parent, *out.parent.parents) if p.exists())
+    if not made.is_dir():
+        raise FileError(made, "is a file, but results are to lie below it", "name another place")
+    if not os.access(made, os.W_OK):
+        raise FileError(made, "is not writable", "choose a place that you may write to")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "choose a place that you may write to"
+        raise FileError(folder, f"cannot be made ({error.strerror})", remedy) from error
+
+
+def _require_alike(seen: VideoReader, heat: VideoReader) -> None:
+    if seen.size != heat.size:
+        (height, width), (other_height, other_width) = seen.size, heat.size
+        found = f"is {width} x {height} pixels, but {heat.path} is {other_width} x {other_height}"
+        remedy = "register the two, both must show the same scene in the same pixels"
+        raise FileError(seen.path, found, remedy)
+    if not np.array_equal(_quarters(seen.matrix), _quarters(heat.matrix)):
+        try:
+            planes.turned(np.zeros((1, 1)), heat.matrix, seen.matrix)
+        except ValueError:
+            found = "is turned by an angle that is not a right one"
+            raise FileError(heat.path, found, "turn its pixels first") from None
+
+
+def _quarters(matrix: np.ndarray | None) -> np.ndarray:
+    return np.eye(2, dtype=np.int32) << 16 if matrix is None else matrix[:2, :2]
+
+
+class _Job:
+    """One pair of videos on its way through three threads."""
+
+    def __init__(
+        self,
+        seen: VideoReader,
+        heat: VideoReader,
+        writer: VideoWriter,
+        fuser: Fuser,
+        method: Way,
+        match: Match,
+        felt: Levels | None,
+    ) -> None:
+        self._seen, self._heat, self._writer = seen, heat, writer
+        self._fuser, self._method, self._felt = fuser, method, felt
+        self._nearest = Infrared(heat, match, seen.rate)
+        self._turn = not np.array_equal(_quarters(seen.matrix), _quarters(heat.matrix))
+        self.notes = writer.notes + doubts(seen, heat, match)
+        self.done, self.stopped, self.lost = 0, False, False
+        """Frames written; whether it was asked to stop; whether what was written cannot be kept."""
+        self._span = [np.inf, -np.inf]
+
+    @property
+    def total(self) -> int:
+        """Frames of the result, as far as the files say; 0 where they do not."""
+        both = self._seen.total, self._nearest.visible_frames
+        return min(both) if all(both) else 0
+
+    def run(
+        self, progress: Callable[[int, int], None], stop: threading.Event
+    ) -> BaseException | None:
+        """Fuses to the end of either video, or to whatever ends it before; gives that."""
+        read, fused = Lane(WAITING), Lane(WAITING)
+        decoder = Worker("decode", lambda: read.feed(self._pairs()))
+        encoder = Worker("encode", lambda: self._encode(fused, progress))
+        failure: BaseException | None = None
+        try:
+            for label, luma in look_ahead(self._started(read, stop), AHEAD):
+                fused.put((label, luma))
+        except Halted:
+            pass
+        except BaseException as error:
+            failure = error
+        read.halt()
+        with contextlib.suppress(Halted):
+            fused.end()
+        encoder.join()
+        decoder.join()
+        if encoder.error is not None:
+            self.lost, failure = True, encoder.error
+        self._conclude()
+        return failure
+
+    def _pairs(self) -> Iterator[_Pair | av.Packet]:
+        """In the thread that decodes."""
+        writer, seen = self._writer, self._seen
+        for item in seen.items():
+            if isinstance(item, av.Packet):
+                yield item
+                continue
+            found = self._nearest.at(seen.time(item))
+            yield from self._nearest.sound()
+            if found is None:
+                self.notes.append(_goes_on(seen, seen.time(item), self._heat))
+                yield from seen.sound_until(seen.time(item))
+                return
+            heat, felt = found
+            if self._turn:
+                heat = planes.turned(heat, self._heat.matrix, seen.matrix)
+            levels = planes.levels(item, writer.form.bits)
+            frame = planes.convert(item, writer.form)
+            luma = planes.plane(frame, writer.form).copy()
+            yield _Pair(frame, luma, levels, heat, self._felt or felt)
+        end = seen.last_time + 1 / seen.rate
+        if self._nearest.goes_on(end):
+            self.notes.append(_goes_on(self._heat, end, seen))
+        yield from self._nearest.sound()
+        yield from self._heat.sound_until(end)
+
+    def _started(self, read: Lane, stop: threading.Event) -> Iterator[tuple[Any, Any]]:
+        for item in read:
+            if stop.is_set():
+                self.stopped = True
+                return
+            if isinstance(item, av.Packet):
+                yield item, None
+                continue
+            if item.infrared.dtype != np.uint8:
+                low, high = int(item.infrared.min()), int(item.infrared.max())
+                self._span = [min(self._span[0], low), max(self._span[1], high)]
+            yield (
+                item.frame,
+                start(self._fuser, item.visible, item.infrared, self._method, item.seen, item.felt),
+            )
+
+    def _encode(self, fused: Lane, progress: Callable[[int, int], None]) -> None:
+        """In the thread that encodes."""
+        writer, total = self._writer, self.total
+        try:
+            for label, luma in fused:
+                if luma is None:
+                    writer.packet(label)
+                    continue
+                writer.frame(planes.with_luma(label, writer.form, luma))
+                self.done += 1
+                progress(self.done, max(total, self.done) if total else 0)
+            writer.close()
+        except BaseException:
+            fused.halt()
+            with contextlib.suppress(UserError):
+                writer.abandon()
+            raise
+
+    def _conclude(self) -> None:
+        for reader in (self._seen, self._heat):
+            if reader.unmoved:
+                self.notes.append(
+                    f"{reader.path}: {reader.unmoved} frames were no later than the one before: "
+                    "each was moved by a tick"
+                )
+            if reader.widest > max(1, 10 / reader.rate):
+                self.notes.append(
+                    f"{reader.path}: no frame for {float(reader.widest):.1f} s in one place: is "
+                    "something missing there?"
+                )
+        low, high = self._span
+        if self._felt is None and 0 <= high - low < 2**self._heat.form.bits / 4:
+            full = 2.0**self._heat.form.bits - 1
+            self.notes.append(
+                f"{self._heat.path}: its {self._heat.form.bits}-bit values reach from "
+                f"{low / full:.3f} to {high / full:.3f} of 1: it looks black; add "
+                "--infrared-stretch minmax or percentile to spread them"
+            )
+
+
+def _goes_on(longer: VideoReader, end: Fraction, shorter: VideoReader) -> str:
+    return (
+        f"{longer.path} goes on after {float(end):.2f} s, where {shorter.path} ends: the "
+        "result ends there too"
+    )
+
+
+def _finish(
+    job: _Job,
+    failure: BaseException | None,
+    out: Path,
+    partial: Path,
+    overwrite: bool,
+    seconds: float,
+) -> VideoSummary:
+    """Gives the result its name, or says what there is of it."""
+    if job.lost or not job.done:
+        partial.unlink(missing_ok=True)
+        if failure is not None:
+            raise failure
+        raise VideoError(f"{out}: stopped before the first frame")
+    frames = f"{job.done} frame{'s' * (job.done != 1)}"
+    kept = f"fused until then: {frames}, in {partial}"
+    if isinstance(failure, UserError):
+        raise VideoError(f"{failure}; {kept}") from failure
+    if failure is not None:
+        raise failure
+    if job.stopped:
+        total = f" of {job.total}" if job.total else ""
+        raise VideoError(f"{out}: stopped after {job.done}{total} frames, which are in {partial}")
+    if out.exists() and not overwrite:
+        raise VideoError(f"{out}: exists by now; {kept}: rename it")
+    try:
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, out)
+    except OSError as error:
+        raise VideoError(f"{out}: cannot be written ({error.strerror}); {kept}") from None
+    return VideoSummary(out, job.done, seconds, job.notes)

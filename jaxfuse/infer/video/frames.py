@@ -1,0 +1,203 @@
+"""Fusing frame after frame: the device works on one while the host prepares the next.
+
+Every frame is fused as a picture is, by fixed levels: nothing is stretched by what a frame holds,
+so nothing flickers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfuse.infer.predict import Fuser, ImageError, Way, chosen
+from jaxfuse.models import Model
+from jaxfuse.ops import color
+from jaxfuse.shapes import Array, Params
+
+Levels = tuple[float, float]
+"""What stands for 0 and for 1: black and white of stored integers."""
+
+Label = TypeVar("Label")
+
+
+@functools.cache
+def _program(model: Model) -> Callable[[Params, Array, Array, Array, Array], Array]:
+    """The network between stored levels, under jit; compiles once per model, size and dtype.
+
+    One program from integers to integers: a quarter of the bytes to and fro, and no passes over
+    floats on the host.
+    """
+
+    def unit(stored: Array, levels: Array) -> Array:
+        low, high = levels
+        return jnp.clip((stored.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+    def run(params: Params, visible: Array, infrared: Array, seen: Array, felt: Array) -> Array:
+        rgb = unit(visible if visible.ndim == 3 else visible[:, :, None], seen)
+        heat = unit(infrared[:, :, None], felt)
+        fused = model.apply(params, color.luma(rgb)[None], heat[None]).image[0]
+        stored = color.replace_luma(rgb, fused) * (seen[1] - seen[0]) + seen[0]
+        if jnp.issubdtype(visible.dtype, jnp.integer):
+            stored = jnp.rint(stored)
+        return stored.astype(visible.dtype).reshape(visible.shape)
+
+    return jax.jit(run)
+
+
+def start(
+    fuser: Fuser,
+    visible: np.ndarray,
+    infrared: np.ndarray,
+    method: Way = "auto",
+    seen: Levels | None = None,
+    felt: Levels | None = None,
+) -> Array | np.ndarray:
+    """Begins to fuse a frame; `np.asarray` of the result waits for it.
+
+    visible: (h, w) or (h, w, 3); infrared: (h, w); each uint8, uint16 or floats in [0, 1]. seen,
+    felt: their black and white, by default the ends of their dtype; levels beyond are clipped, and
+    where both are equal the picture is black. Gives the fused frame like visible, in its levels.
+    """
+    seen, felt = seen or _full(visible), felt or _full(infrared)
+    if felt[1] <= felt[0]:
+        infrared, felt = np.zeros_like(infrared), (0.0, 1.0)
+    if chosen(fuser.model, infrared.size, method) != "whole":
+        return _in_parts(fuser, visible, infrared, method, seen, felt)
+    return _program(fuser.model)(
+        fuser.params, visible, infrared, np.float32(seen), np.float32(felt)
+    )
+
+
+def _full(stored: np.ndarray) -> Levels:
+    whole = np.issubdtype(stored.dtype, np.integer)
+    return 0.0, float(np.iinfo(stored.dtype).max) if whole else 1.0
+
+
+def _in_parts(
+    fuser: Fuser,
+    visible: np.ndarray,
+    infrared: np.ndarray,
+    method: Way,
+    seen: Levels,
+    felt: Levels,
+) -> np.ndarray:
+    """`start` for frames that are too large for one program."""
+
+    def unit(stored: np.ndarray, levels: Levels) -> np.ndarray:
+        low, high = np.float32(levels)
+        return np.clip((stored.astype(np.float32) - low) / (high - low), 0, 1)
+
+    fused = fuser(unit(visible, seen), unit(infrared, felt), method=method)
+    stored = fused * np.float32(seen[1] - seen[0]) + np.float32(seen[0])
+    if np.issubdtype(visible.dtype, np.integer):
+        stored = np.rint(stored)
+    return stored.astype(visible.dtype)
+
+
+def look_ahead(
+    started: Iterable[tuple[Label, Any]], ahead: int
+) -> Iterator[tuple[Label, np.ndarray | None]]:
+    """Waits for results in order, each once `ahead` more were started; None needs no waiting."""
+    waiting: deque[tuple[Label, Any]] = deque()
+    given, ended = iter(started), False
+    failure: BaseException | None = None
+    while waiting or not ended:
+        if not ended:
+            try:
+                waiting.append(next(given))
+            except StopIteration:
+                ended = True
+            except Exception as error:
+                # What was begun before it is still given.
+                failure, ended = error, True
+        while waiting and (ended or len(waiting) > ahead or waiting[0][1] is None):
+            label, result = waiting.popleft()
+            yield label, None if result is None else np.asarray(result)
+    if failure is not None:
+        raise failure
+
+
+def fuse_frames(
+    visible_frames: Iterable[np.ndarray],
+    infrared_frames: Iterable[np.ndarray],
+    fuser: Fuser,
+    *,
+    method: Way = "auto",
+    ahead: int = 1,
+) -> Iterator[np.ndarray]:
+    """Fuses frames as they come, from two cameras say: as `fuse`, one by one, to a level.
+
+    visible_frames: (h, w) or RGB (h, w, 3). infrared_frames: (h, w) or (h, w, 1). Each uint8,
+    uint16, or float in [0, 1]; sizes may change from one pair to the next, which compiles again.
+    method: as in `fuse`. ahead: frames that are read before a fused one is given: with 1 the device
+    computes while the next frame is read; 0 gives each at once, for the least delay.
+    The fused frames are like the visible ones in shape and dtype. Raises ImageError for frames that
+    cannot be fused, by number, and where one kind of frames ends before the other.
+    """
+    if ahead < 0:
+        raise ImageError(f"ahead = {ahead}: use 0 or more")
+
+    def started() -> Iterator[tuple[int, Array | np.ndarray]]:
+        pairs = zip(visible_frames, infrared_frames, strict=True)
+        number = 0
+        while True:
+            try:
+                visible, infrared = next(pairs)
+            except StopIteration:
+                return
+            except ValueError as error:
+                if "zip()" not in str(error):
+                    raise
+                raise ImageError(
+                    f"after {number} pairs one kind of frames ends, the other goes on: give as "
+                    "many of both"
+                ) from None
+            number += 1
+            visible, infrared = _checked(visible, infrared, number)
+            yield number, start(fuser, visible, infrared, method)
+
+    for _, fused in look_ahead(started(), ahead):
+        yield fused
+
+
+def _checked(
+    visible: np.ndarray, infrared: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    # Copies: a camera's driver may fill the same memory again while the device still reads it.
+    visible, infrared = np.array(visible), np.array(infrared)
+    if infrared.ndim == 3 and infrared.shape[2] == 1:
+        infrared = infrared[:, :, 0]
+    for image, name, shaped in (
+        (visible, "visible", visible.ndim == 2 or (visible.ndim == 3 and visible.shape[2] == 3)),
+        (infrared, "infrared", infrared.ndim == 2),
+    ):
+        if not shaped or 0 in image.shape:
+            raise ImageError(
+                f"{name} frame {number} has shape {image.shape}: give (height, width), or RGB "
+                "(height, width, 3) for visible"
+            )
+        if np.issubdtype(image.dtype, np.floating):
+            low, high = float(image.min()), float(image.max())
+            # Written so that NaN fails too.
+            if not (low >= -1e-6 and high <= 1 + 1e-6):
+                raise ImageError(
+                    f"{name} frame {number} spans {low:g} to {high:g}: floats must lie in [0, 1]"
+                )
+        elif image.dtype not in (np.uint8, np.uint16):
+            raise ImageError(
+                f"{name} frame {number} has dtype {image.dtype}: give uint8, uint16, or float in "
+                "[0, 1]"
+            )
+    if visible.shape[:2] != infrared.shape:
+        raise ImageError(
+            f"frame {number}: visible is {visible.shape[0]} x {visible.shape[1]} and infrared "
+            f"{infrared.shape[0]} x {infrared.shape[1]} pixels (height x width): register the "
+            "pair, both must cover the same pixels"
+        )
+    return visible, infrared
