@@ -211,8 +211,16 @@ def test_the_kernel_gradient_is_the_same_in_bands(shape, dtype, tolerance, monke
         np.testing.assert_allclose(ours, derived, rtol=0, atol=tolerance * np.abs(derived).max())
 
 
-def test_gram():
-    assert_agrees(layers.gram, lambda x: np.einsum("bnc,bnd->bcd", x, x), random(0, 2, 7, 5))
+def test_products_and_squares():
+    def both(x: np.ndarray) -> np.ndarray:
+        products = np.einsum("bnc,bnd->bcd", x[..., :3], x[..., 3:])
+        return np.concatenate([products.reshape(2, -1), np.square(x).sum(1)], axis=1)
+
+    def ours(x: jax.Array) -> jax.Array:
+        products, squares = layers.products_and_squares(x)
+        return jnp.concatenate([products.reshape(2, -1), squares], axis=1)
+
+    assert_agrees(ours, both, random(0, 2, 7, 6))
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 17])

@@ -29,7 +29,7 @@ from jaxfuse.models.layers import (
     conv3x3,
     depthwise3x3,
     gated_gelu,
-    gram,
+    products_and_squares,
     relu6,
     weight,
 )
@@ -87,11 +87,9 @@ class ChannelAttention(nnx.Module):
         if mask is not None:
             qk = qk * mask.astype(qk.dtype)[None, :, :, None]
         flat = qk.reshape(qk.shape[0], -1, 2 * CHANNELS)
-        # One product of all channels with all: of it the diagonal holds the squares and 8 blocks
-        # hold q k^T. Faster than eight thin products, and `qk` is read by nothing else.
-        every = gram(flat)
-        squares = jnp.diagonal(every, axis1=1, axis2=2)
-        cross = every[:, :CHANNELS, CHANNELS:]
+        # One product of all heads with all, of which 8 blocks on the diagonal are wanted: faster
+        # than eight thin products.
+        cross, squares = products_and_squares(flat)
         blocks = cross.reshape(-1, HEADS, CHANNELS // HEADS, HEADS, CHANNELS // HEADS)
         products = jnp.diagonal(blocks, axis1=1, axis2=3).transpose(0, 3, 1, 2)
         return Sums(products, squares[:, :CHANNELS], squares[:, CHANNELS:])

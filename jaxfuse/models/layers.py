@@ -301,22 +301,31 @@ gated_gelu.defvjp(_gated_forward, _gated_backward)
 
 
 @jax.custom_vjp
-def gram(x: Float[Array, "b n c"]) -> Float[Array, "b c c"]:
-    """x^T x of each example, summed in float32."""
-    return jnp.einsum("bnc,bnd->bcd", x, x, preferred_element_type=jnp.float32)
+def products_and_squares(
+    x: Float[Array, "b n c"],
+) -> tuple[Float[Array, "b d d"], Float[Array, "b c"]]:
+    """q^T k and the squares of every channel, summed over n in float32; q and k are the first and
+    the second half of the channels.
+    """
+    q, k = jnp.split(x, 2, axis=-1)
+    products = jnp.einsum("bnc,bnd->bcd", q, k, preferred_element_type=jnp.float32)
+    return products, jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
 
 
-def _gram_forward(x: Array) -> tuple[Array, Array]:
-    return gram(x), x
+def _products_forward(x: Array) -> tuple[tuple[Array, Array], Array]:
+    return products_and_squares(x), x
 
 
-def _gram_backward(x: Array, cotangent: Array) -> tuple[Array]:
-    # One product; plain differentiation makes one for each of the two factors.
-    both = (cotangent + cotangent.swapaxes(1, 2)).astype(x.dtype)
-    return (jnp.matmul(x, both),)
+def _products_backward(x: Array, cotangents: tuple[Array, Array]) -> tuple[Array]:
+    # One product for both halves and the squares; plain differentiation makes two and a sum.
+    products, squares = cotangents
+    d = products.shape[-1]
+    corner = jnp.pad(products, ((0, 0), (0, d), (d, 0)))
+    both = corner + corner.swapaxes(1, 2) + 2.0 * squares[:, :, None] * jnp.eye(2 * d)[None]
+    return (jnp.matmul(x, both.astype(x.dtype)),)
 
 
-gram.defvjp(_gram_forward, _gram_backward)
+products_and_squares.defvjp(_products_forward, _products_backward)
 
 
 @jax.custom_vjp
