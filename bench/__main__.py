@@ -16,6 +16,7 @@ from bench.sides import BenchError
 SUBJECTS = {
     "fuse": "one 480x640 pair, whole and in strips",
     "realtime": "one 480x640 pair with lite",
+    "video": "two videos of 480x640 into one, with lite",
     "start": "import jaxfuse, jaxfuse --help, one picture from the command line",
     "step": "a training step of stage II",
     "gamma": "gamma of 1000 patches",

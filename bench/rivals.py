@@ -143,7 +143,7 @@ def network(rivals: Path, name: str) -> Callable[[np.ndarray, np.ndarray], np.nd
     made.eval()
 
     def fuse(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
-        images = (torch.from_numpy(x)[None, None] for x in (visible, infrared))
+        images = (torch.tensor(x)[None, None] for x in (visible, infrared))
         with torch.no_grad():
             return rival.fuse(made, *images).numpy()
 
@@ -176,7 +176,7 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
             pair = pairs[i]
             luma = np.asarray(color.luma(pair.visible))[:, :, 0]
             for name, fuse in networks.items():
-                image = np.clip(fuse(luma, np.ascontiguousarray(pair.infrared[:, :, 0])), 0.0, 1.0)
+                image = np.clip(fuse(luma, pair.infrared[:, :, 0]), 0.0, 1.0)
                 path = out / which / name / f"{pair.stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8))

@@ -23,7 +23,7 @@ from jaxfuse.shapes import Array, Params
 Way = Literal["auto", "whole", "strips", "devices", "tiles"]
 Stretch = Literal["none", "minmax"]
 
-DEFAULT_WEIGHTS = "crossfuse"
+DEFAULT_WEIGHTS = "lite"
 """The packaged weights used where none are named."""
 
 WHOLE_PIXELS = {"cpu": 128 * 128}

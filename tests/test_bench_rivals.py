@@ -1,0 +1,119 @@
+"""Published networks from checkouts, here made-up ones: what is called, and what is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import pretrain, rivals
+from bench.sides import BenchError
+
+CODE = """
+import torch, torchvision.models as models
+from timm.models.layers import DropPath, to_2tuple, trunc_normal_
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.drop = DropPath(0.5)
+        self.sides = to_2tuple(3)
+
+    def forward(self, *images):
+        image = images[0] if len(images) == 1 else torch.maximum(*images)
+        return self.scale * self.drop(image)[:, -1:]
+
+def myIFCNN(fuse_scheme):
+    assert models.resnet101(pretrained=True).conv1.out_channels == 64
+    return Network()
+
+def MODEL(in_channel):
+    return Network()
+
+def FusionNet(output):
+    return Network()
+"""
+
+
+@pytest.fixture(scope="module")
+def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three; SeAFusion without weights."""
+    torch = pytest.importorskip("torch", reason="published networks need PyTorch")
+    root = tmp_path_factory.mktemp("rivals")
+    for name, rival in rivals.RIVALS.items():
+        (root / name / rival.network).parent.mkdir(parents=True)
+        (root / name / rival.network).write_text(CODE, encoding="utf8")
+        if name != "SeAFusion":
+            (root / name / rival.weights).parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"scale": torch.tensor(0.5)}, root / name / rival.weights)
+    return root
+
+
+def test_each_is_called_as_its_own_script_does(checkouts: Path) -> None:
+    visible, infrared = np.random.default_rng(0).random((2, 5, 7), np.float32)
+    expected = {
+        "SeAFusion": np.maximum(visible, infrared),  # random weights are 1 here
+        "IFCNN": 0.5 * np.maximum(visible, infrared),
+        "DATFuse": 0.5 * visible,  # its input's second channel
+    }
+    assert rivals.found(checkouts) == list(expected)
+    for name, image in expected.items():
+        np.testing.assert_allclose(rivals.network(checkouts, name)(visible, infrared), image)
+    told = rivals.facts(checkouts)
+    assert set(told["IFCNN"]) == {"network", "weights"} and set(told["SeAFusion"]) == {"network"}
+
+
+def test_nothing_stands_in_afterwards(checkouts: Path) -> None:
+    before = {name: sys.modules.get(name) for name in ("timm", "torchvision.models")}
+    rivals.network(checkouts, "DATFuse")
+    assert {name: sys.modules.get(name) for name in before} == before
+
+
+def test_a_folder_without_checkouts_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"no checkout in it: put at least one of SeAFusion"):
+        rivals.found(tmp_path)
+
+
+def test_pictures_of_every_set(checkouts: Path, tmp_path: Path) -> None:
+    import cv2
+
+    data = tmp_path / "data"
+    for which in ("roadscene", "msrs", "tno"):
+        for kind, level in (("vi", 100), ("ir", 200)):
+            (data / which / kind).mkdir(parents=True)
+            for stem in ("1", "2"):
+                picture = np.full((8, 10), level, np.uint8)
+                cv2.imwrite(str(data / which / kind / f"{stem}.png"), picture)
+    (data / "splits").mkdir()
+    for which in ("roadscene_val", "msrs_val"):
+        (data / "splits" / f"{which}.txt").write_text("2\n", encoding="utf8")
+    rivals.pictures(checkouts, data, tmp_path / "out")
+    made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    names = ("DATFuse", "IFCNN")
+    validation = [f"{w}/{n}/2.png" for w in ("msrs_val", "roadscene_val") for n in names]
+    assert made == sorted([*validation, *(f"tno/{n}/{s}.png" for n in names for s in "12")])
+    fused = cv2.imread(str(tmp_path / "out" / "tno" / "IFCNN" / "1.png"), cv2.IMREAD_UNCHANGED)
+    assert fused.shape == (8, 10) and np.all(fused == 100)
+    asked = pretrain.protocol(data, tmp_path / "out")
+    assert 'name = "IFCNN"' in asked and 'name = "crossfuse"' in asked
+    assert asked.count("split = ") == 2 and asked.count('role = "out"') == 1
+
+
+def test_scores_are_told_and_counted() -> None:
+    cells = {
+        "ours": {"EN": [2.0, 1.0, 3.0], "SD": [5.0, 4.0, 6.0]},
+        "theirs": {"EN": [1.0, 0.5, 1.5], "SD": [7.0, 6.0, 8.0]},
+        "plain": {"EN": [1.0, 0.5, 1.5]},
+    }
+    result = {"metrics": ["EN", "SD"], "scores": {"tno": cells}, "pairs": {"tno": 17}}
+    assert pretrain.better(result, "tno", "ours", "theirs") == 1
+    told = pretrain.lines(result)
+    assert told[0] == "tno, 17 pairs:"
+    assert told[2] == "| | EN | SD |"
+    assert told[4] == "| ours | 2 (1 to 3) | 5 (4 to 6) |"
+    assert told[6] == "| plain | 1 (0.5 to 1.5) | - |"
+    assert json.loads(json.dumps(result)) == result
