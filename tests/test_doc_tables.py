@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import faults, loader, plan, scaling, ssvif
+from bench import faults, loader, plan, pretrain, scaling, ssvif
 
 REPO = Path(__file__).parents[1]
 RESULTS = REPO / "bench" / "results"
@@ -24,6 +24,7 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("docs/guides/scaling.md", "plan"): ("plan-cpu.json", plan.table),
     ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
     ("docs/guides/scaling.md", "loader"): ("loader-cpu.json", loader.table),
+    ("jaxfuse/pretrained/README.md", "scores"): ("weights/scores.json", pretrain.lines),
     ("launch/README.md", "faults"): ("processes/faults.json", faults.lines),
 }
 """Page and mark on it -> result, how it is told."""
@@ -53,6 +54,15 @@ def test_runs_that_were_broken_lost_nothing() -> None:
     assert len(result["kills"]["at_steps"]) == 20 and result["kills"]["same_end"]
     assert [goal["met"] for goal in result["goals"]] == [True]
     assert "+" not in result["versions"]["commit"] and "/tmp" not in text and "/home" not in text
+
+
+def test_lite_is_better_than_published_networks_on_most_metrics() -> None:
+    result = json.loads((RESULTS / "weights" / "scores.json").read_text(encoding="utf8"))
+    sums = (REPO / "jaxfuse" / "pretrained" / "SHA256SUMS").read_text(encoding="utf8")
+    assert "".join(f"{h}  {name}\n" for name, h in result["weights"].items()) == sums
+    for which in ("roadscene_val", "msrs_val"):
+        for rival in ("crossfuse", "IFCNN", "DATFuse"):
+            assert pretrain.better(result, which, "lite", rival) >= 5, (which, rival)
 
 
 if __name__ == "__main__":
