@@ -1,7 +1,8 @@
 """What a run loses when something dies: `python -m bench.faults`. Real processes over loopback.
 
-Each row breaks one thing in a run of several processes, gives the same command again, and compares
-the end with a run that nothing happened to: the log of every step and the last parameters.
+Each row breaks one thing in a run of several processes and gives the same command again; what runs
+then is what the next row breaks. All of it is compared with a run that nothing happened to: the log
+of every step, row by row, and the last parameters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import random
 import resource
@@ -41,9 +43,13 @@ PATIENCE = 180
 """Seconds that anything may take."""
 RESTART = 30
 """Seconds in which a run should be back at its first step where its programs are compiled."""
-STEPS = 40
+STEPS = 250
+ROOM = 50
+"""Steps that a fault may take; a run with fewer left comes to its end, and another one begins."""
 EVERY = 10
 """Steps between checkpoints."""
+BEYOND = 5
+"""Steps after a checkpoint at which most faults come."""
 UNPRIVILEGED = """
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -56,15 +62,15 @@ ENDS = {-signal.SIGABRT, 70}
 """How a process may end whose peer is gone: 70, or by JAX where the peer was its coordinator."""
 
 
-def experiment() -> Experiment:
-    """A small run: `STEPS` steps that are logged one by one."""
+def experiment(steps: int = STEPS) -> Experiment:
+    """A small run: steps that are logged one by one."""
     preset = experiments.find("ssvif_small")
     target = dataclasses.replace(preset.data.target, scenes=16, height=64, width=64)
     return dataclasses.replace(
         preset,
         name="faults",
         method=dataclasses.replace(
-            preset.method, guidance="none", stage1_epochs=STEPS / 10, stage2_epochs=0
+            preset.method, guidance="none", stage1_epochs=steps / 10, stage2_epochs=0
         ),
         data=dataclasses.replace(preset.data, target=target, patch_size=32, stride=32, threads=1),
         train=dataclasses.replace(
@@ -89,9 +95,10 @@ class Run:
         devices: int = 1,
         what: Experiment | None = None,
         cache: Path | None = None,
+        heartbeat: int = HEARTBEAT,
     ):
         """what: `experiment()` unless given. cache: folder for compiled programs, if not the usual
-        one.
+        one. heartbeat: seconds of silence after which a process is gone.
         """
         config = folder.with_suffix(".json")
         config.write_text(to_json(what or experiment()), encoding="utf8")
@@ -105,7 +112,7 @@ class Run:
             given = {
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                "JAXFUSE_HEARTBEAT_SECONDS": str(HEARTBEAT),
+                "JAXFUSE_HEARTBEAT_SECONDS": str(heartbeat),
                 "JAXFUSE_JOIN_SECONDS": str(JOIN),
                 "PYTHONPATH": os.pathsep.join(
                     p for p in (str(machine.ROOT), os.environ.get("PYTHONPATH", "")) if p
@@ -163,6 +170,12 @@ class Run:
         """Waits until the log has a step."""
         self.until(lambda: last_step(self.folder) >= step)
 
+    def until_checkpoint(self, beyond: int) -> int:
+        """Waits until the log is so many steps beyond the next checkpoint; returns its step."""
+        step = (last_step(self.folder) // EVERY + 1) * EVERY
+        self.until_step(step + beyond)
+        return step
+
     def kill(self, which: int, number: int = signal.SIGKILL) -> None:
         """Sends a signal to one process."""
         self.processes[which].send_signal(number)
@@ -176,25 +189,29 @@ class Run:
         return codes
 
 
+def _lines(folder: Path) -> list[str]:
+    """The whole lines of the log."""
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
 def last_step(folder: Path) -> int:
     """The last whole line of the log."""
-    log = folder / "log.jsonl"
-    if not log.exists():
-        return 0
-    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = _lines(folder)
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def losses(folder: Path) -> dict[int, float]:
-    """step -> loss, of the whole log."""
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines}
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of each whole line of the log."""
+    return [(line["step"], line["loss"]) for line in map(json.loads, _lines(folder))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """What happened."""
 
+    folder: Path
     codes: tuple[int, ...]
     """Exit statuses after the fault."""
     seconds_to_end: float
@@ -211,36 +228,109 @@ class Row:
 Fault = Callable[[Run], None]
 
 
-def broken(folder: Path, fault: Fault, between: Callable[[Path], None] | None = None) -> Row:
-    """A run of two processes with a fault, continued to its end. between: what happens to the
-    folder before the same command is given again.
+class Chain:
+    """One run of two processes that one thing after the other happens to: what continues after one
+    fault is what the next one breaks.
     """
-    with Run(folder) as run:
+
+    def __init__(self, work: Path):
+        self._work, self._number = work, 0
+        self._run: Run | None = None
+        self.ended: list[Path] = []
+        """Folders of the runs that have come to their end."""
+
+    def __enter__(self) -> Chain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._part()
+
+    @property
+    def folder(self) -> Path:
+        """Of the run that faults come to."""
+        return self._work / f"broken_{self._number}"
+
+    def _part(self) -> None:
+        if self._run is not None:
+            self._run.__exit__()
+            self._run = None
+
+    def _start(self) -> Run:
+        self._part()
+        self._run = Run(self.folder)
+        return self._run
+
+    def _alive(self) -> Run:
+        """The run, which trains or starts, with room for a fault."""
+        if last_step(self.folder) > STEPS - ROOM:
+            self.end()
+        return self._run or self._start()
+
+    def abandon(self) -> None:
+        """What comes next happens to a new run: this one has failed."""
+        self._part()
+        self._number += 1
+
+    def end(self) -> None:
+        """Lets the run come to its end; what comes next happens to a new one."""
+        run = self._run or self._start()
+        if any(run.codes()):
+            raise RuntimeError(f"{self.folder.name}: {run.said()}")
+        self.ended.append(self.folder)
+        self.abandon()
+
+    def broken(self, fault: Fault, between: Callable[[Path], None] | None = None) -> Row:
+        """The run with a fault, continued until its log is longer than it was. between: what
+        happens to the folder before the same command is given again.
+        """
+        run, folder = self._alive(), self.folder
         fault(run)
         since = time.monotonic()
         codes = tuple(run.codes())
         seconds, said = time.monotonic() - since, run.said()
-    at_step = last_step(folder)
-    if between:
-        between(folder)
-    with Run(folder) as again:
+        at_step = last_step(folder)
+        if between:
+            between(folder)
+        before = (folder / "log.jsonl").stat()
+        again = self._start()
         # The log is cut to the last checkpoint first, then grows.
-        size = (folder / "log.jsonl").stat()
-        again.until(lambda: (folder / "log.jsonl").stat().st_ino != size.st_ino)
+        again.until(lambda: (folder / "log.jsonl").stat().st_ino != before.st_ino)
         kept = last_step(folder)
         again.until_step(kept + 1)
         started = time.monotonic() - again.since
-        ended = again.codes()
-        if any(ended):
-            raise RuntimeError(
-                f"{folder.name}: the second start ended with {ended}: {again.said()}"
-            )
-        return Row(codes, seconds, at_step, said, started, again.said())
+        again.until_step(at_step + 1)
+        return Row(folder, codes, seconds, at_step, said, started, again.said())
+
+    def many_kills(self, kills: int, seed: int = 0) -> list[int]:
+        """Kills one of two processes or both, drawn at random, at a random step or before the
+        first, so many times. Returns the steps at which it was killed.
+        """
+        draw = random.Random(seed)
+        at = []
+        for _ in range(kills):
+            run, begun, done = self._alive(), time.monotonic(), last_step(self.folder)
+            # Anywhere between the start and the next checkpoints; at times before the first step.
+            ahead = draw.choice([0, 1, 2, 3, EVERY // 2, EVERY + 2])
+            end = math.inf if ahead else begun + draw.uniform(0.0, 10.0)
+            target = done + (ahead or 2 * EVERY)
+
+            def due(end: float = end, target: int = target) -> bool:
+                return time.monotonic() > end or last_step(self.folder) >= target
+
+            run.until(due)
+            for which in draw.choice([(0,), (1,), (0, 1), (0, 1)]):
+                run.kill(which)
+            at.append(last_step(self.folder))
+            codes = run.codes()
+            if 0 in codes:
+                raise RuntimeError(f"a process ended well beside a killed one: {codes}")
+            self._start()
+        return at
 
 
 def _terminate(which: int) -> Fault:
     def fault(run: Run) -> None:
-        run.until_step(EVERY + 5)
+        run.until_checkpoint(BEYOND)
         run.kill(which, signal.SIGTERM)
 
     return fault
@@ -248,34 +338,29 @@ def _terminate(which: int) -> Fault:
 
 def _kill(which: int) -> Fault:
     def fault(run: Run) -> None:
-        run.until_step(EVERY + 5)
+        run.until_checkpoint(BEYOND)
         run.kill(which)
 
     return fault
 
 
-def _being_written(folder: Path, after: int) -> bool:
-    """Whether a checkpoint is being written beside that of a step which is whole."""
-    checkpoints = folder / "checkpoints"
-    return (checkpoints / str(after)).is_dir() and any(checkpoints.glob("*tmp*"))
-
-
 def _kill_in_save(run: Run) -> None:
-    run.until_step(2 * EVERY - 1)
-    run.until(lambda: _being_written(run.folder, EVERY))
+    checkpoints, whole = run.folder / "checkpoints", run.until_checkpoint(EVERY - 1)
+    written = f"{whole + EVERY}.*tmp*"
+    run.until(lambda: (checkpoints / str(whole)).is_dir() and any(checkpoints.glob(written)))
     for process in range(len(run.processes)):
         run.kill(process)
 
 
 def _full(run: Run) -> None:
-    run.until_step(EVERY + 5)
+    run.until_checkpoint(BEYOND)
     # As a full disk does, a limit lets files be made and nothing be written to them.
     resource.prlimit(run.processes[0].pid, resource.RLIMIT_FSIZE, (1024, 1024))
 
 
 def _full_for_checkpoints(which: int) -> Fault:
     def fault(run: Run) -> None:
-        run.until_step(EVERY + 5)
+        run.until_checkpoint(BEYOND)
         # The log and the weights (100 kB) still fit; arrays of a checkpoint lie in one larger file.
         resource.prlimit(run.processes[which].pid, resource.RLIMIT_FSIZE, (130_000, 130_000))
 
@@ -287,9 +372,8 @@ def _folders(run: Path) -> list[Path]:
 
 
 def _read_only(run: Run) -> None:
-    run.until_step(EVERY + 5)
-    checkpoints = run.folder / "checkpoints"
-    run.until(lambda: (checkpoints / str(EVERY)).is_dir() and not any(checkpoints.glob("*tmp*")))
+    checkpoints, whole = run.folder / "checkpoints", run.until_checkpoint(BEYOND)
+    run.until(lambda: (checkpoints / str(whole)).is_dir() and not any(checkpoints.glob("*tmp*")))
     for path in _folders(run.folder):
         path.chmod(0o555)
 
@@ -325,9 +409,9 @@ FAULTS: dict[str, tuple[str, Fault, Callable[[Path], None] | None]] = {
 """name -> what it is, the fault, what happens to the folder afterwards."""
 
 
-def undisturbed(folder: Path, count: int = 2, devices: int = 1) -> float:
+def undisturbed(folder: Path) -> float:
     """Trains without a fault; returns the seconds to the first step."""
-    with Run(folder, count, devices) as run:
+    with Run(folder, heartbeat=PATIENCE) as run:
         run.until_step(1)
         started = time.monotonic() - run.since
         if any(run.codes()):
@@ -335,42 +419,17 @@ def undisturbed(folder: Path, count: int = 2, devices: int = 1) -> float:
         return started
 
 
+def same_so_far(a: Path, b: Path) -> bool:
+    """Whether the log of a run under way is the beginning of that of another, to the last bit."""
+    ours = losses(a)
+    return bool(ours) and ours == losses(b)[: len(ours)]
+
+
 def same(a: Path, b: Path) -> bool:
     """Whether two runs have equal logs and equal last parameters, to the last bit."""
     ours, theirs = (load_file(folder / "weights.safetensors") for folder in (a, b))
     equal = all(np.array_equal(ours[name], theirs[name]) for name in ours)
     return ours.keys() == theirs.keys() and equal and losses(a) == losses(b)
-
-
-def many_kills(folder: Path, kills: int, seed: int = 0) -> list[int]:
-    """Kills one of two processes or both, drawn at random, at a random step, so many times; then
-    lets the run end. Returns the steps at which it was killed.
-    """
-    draw = random.Random(seed)
-    at = []
-    for left in range(kills, 0, -1):
-        with Run(folder) as run:
-            begun = time.monotonic()
-            # Anywhere between the start and the next checkpoints; at times before the first step.
-            ahead = draw.choice([0, 1, 2, 3, EVERY // 2, EVERY + 2])
-            target = last_step(folder) + ahead
-            if ahead and target <= STEPS - left:
-                run.until_step(target)
-            else:
-                end, last = begun + draw.uniform(0.0, 10.0), STEPS - left
-                run.until(
-                    lambda end=end, last=last: time.monotonic() > end or last_step(folder) > last
-                )
-            for which in draw.choice([(0,), (1,), (0, 1), (0, 1)]):
-                run.kill(which)
-            at.append(last_step(folder))
-            codes = run.codes()
-            if 0 in codes:
-                raise RuntimeError(f"a process ended well beside a killed one: {codes}")
-    with Run(folder) as run:
-        if any(run.codes()):
-            raise RuntimeError(run.said())
-    return at
 
 
 def restarts(work: Path) -> dict[str, float]:
@@ -403,19 +462,24 @@ def measure(work: Path, kills: int) -> dict[str, Any]:
     again = restarts(work)
     first = undisturbed(work / "straight")
     rows = {}
-    for name, (what, fault, between) in FAULTS.items():
-        print(what, file=sys.stderr, flush=True)
-        row = broken(work / name, fault, between)
-        rows[name] = {
-            "what": what,
-            "at_step": row.at_step,
-            "exit_codes": list(row.codes),
-            "seconds_to_end": round(row.seconds_to_end, 2),
-            "seconds_to_continue": round(row.seconds_to_continue, 2),
-            "same_end": same(work / name, work / "straight"),
-        }
-    print(f"{kills} kills", file=sys.stderr, flush=True)
-    at = many_kills(work / "kills", kills)
+    with Chain(work) as chain:
+        for name, (what, fault, between) in FAULTS.items():
+            print(what, file=sys.stderr, flush=True)
+            row = chain.broken(fault, between)
+            rows[name] = {
+                "what": what,
+                "at_step": row.at_step,
+                "exit_codes": list(row.codes),
+                "seconds_to_end": round(row.seconds_to_end, 2),
+                "seconds_to_continue": round(row.seconds_to_continue, 2),
+                "same_end": same_so_far(row.folder, work / "straight"),
+            }
+        print(f"{kills} kills", file=sys.stderr, flush=True)
+        at = chain.many_kills(kills)
+        chain.end()
+        same_end = all(same(folder, work / "straight") for folder in chain.ended)
+    for row in rows.values():
+        row["same_end"] &= same_end
     return {
         "format": FORMAT,
         "machine": {**machine.hardware(), "busy_before": busy},
@@ -434,7 +498,7 @@ def measure(work: Path, kills: int) -> dict[str, Any]:
             )
         ],
         "rows": rows,
-        "kills": {"at_steps": at, "same_end": same(work / "kills", work / "straight")},
+        "kills": {"at_steps": at, "same_end": same_end},
     }
 
 

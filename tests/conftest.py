@@ -3,6 +3,7 @@
 JAXFUSE_SHARED      where golden files and real pairs lie; without it ../shared of the checkout.
 JAXFUSE_TEST_CACHE  folder of the compilation cache; "off" for none; default .pytest_cache/jax.
 JAXFUSE_TEST_TYPES  "off" leaves annotations unchecked.
+JAXFUSE_TEST_OPTIMIZED  "on" has XLA optimize as it does for users, which compiles for longer.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ if "--xla_force_host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} {_count}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Compiling takes most of the time of these tests. The programs stay the same, slower ones.
+if os.environ.get("JAXFUSE_TEST_OPTIMIZED") != "on":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 _cache = os.environ.get("JAXFUSE_TEST_CACHE", str(REPO / ".pytest_cache" / "jax"))
 if _cache != "off":

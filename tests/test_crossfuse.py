@@ -177,6 +177,16 @@ def recording(stage: Stage) -> Stage:
     return dataclasses.replace(stage, tx=optax.GradientTransformation(init, update))
 
 
+def as_for_users(program: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiled as outside of these tests, where XLA optimizes it (conftest.py)."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        return program.compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 # Half a minute of compiling each; the network and the terms of stage I are also tested without.
 @pytest.fixture(scope="module", params=[pytest.param("phase1", marks=pytest.mark.slow), "phase2"])
 def run(request, model, batch, params) -> Run:
@@ -189,7 +199,7 @@ def run(request, model, batch, params) -> Run:
         key=jax.random.key(0),
         bad_step=jnp.asarray(-1, jnp.int32),
     )
-    step = jax.jit(functools.partial(steps.update, stage=stage))
+    step = as_for_users(jax.jit(functools.partial(steps.update, stage=stage)).lower(state, batch))
     history = []
     for _ in range(STEPS):
         state, metrics = step(state, batch)

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,9 +16,9 @@ import pytest
 
 import two_processes
 from bench import faults
-from jaxfuse import distributed
+from jaxfuse import config, distributed
 from jaxfuse.config import ConfigError, SourceConfig
-from jaxfuse.train import setup
+from jaxfuse.train import loop, setup
 from jaxfuse.train.setup import RunFolderError
 from run_folders import records
 
@@ -66,12 +66,30 @@ def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         distributed.together("nobody else")
 
 
+KILLS = 5
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("runs")
     faults.undisturbed(folder / "straight")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chain_of_all(work: Path) -> Iterator[faults.Chain]:
+    with faults.Chain(work) as chain:
+        yield chain
+
+
+@pytest.fixture
+def chain(chain_of_all: faults.Chain, request: pytest.FixtureRequest) -> Iterator[faults.Chain]:
+    """The run that all faults come to; a new one after a test that has failed."""
+    before = request.session.testsfailed
+    yield chain_of_all
+    if request.session.testsfailed > before:
+        chain_of_all.abandon()
 
 
 GONE = {-9, *faults.ENDS}
@@ -92,9 +110,10 @@ EXPECTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_nothing_is_lost(work: Path, name: str) -> None:
+def test_nothing_is_lost(work: Path, chain: faults.Chain, name: str) -> None:
+    """What was lost is done again, and the log as if nothing had been; how it ends, see below."""
     _, fault, between = faults.FAULTS[name]
-    row = faults.broken(work / name, fault, between)
+    row = chain.broken(fault, between)
     codes, said = EXPECTED[name]
     assert set(row.codes) <= codes, row.said
     assert said in row.said
@@ -102,12 +121,12 @@ def test_nothing_is_lost(work: Path, name: str) -> None:
     # rest is for a busy machine.
     waits = 1 if name.startswith("kill") else 2
     assert row.seconds_to_end < waits * faults.HEARTBEAT + 15
-    assert faults.same(work / name, work / "straight")
-    assert not list((work / name / "checkpoints").glob("*tmp*"))
+    assert row.at_step > 0 and faults.same_so_far(row.folder, work / "straight")
     if name == "truncated":
         assert "unreadable" in row.said_again
     if name == "kill_in_save":
-        assert f"from step {faults.EVERY} of" in row.said_again
+        whole = row.at_step // faults.EVERY * faults.EVERY - faults.EVERY
+        assert whole > 0 and f"from step {whole} of" in row.said_again
     if name == "kill_1":  # JAX may see it first
         assert "process 1 of 2 is gone" in row.said or "/task:1" in row.said
     if name == "kill_0":
@@ -117,31 +136,39 @@ def test_nothing_is_lost(work: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_many_kills_change_nothing(work: Path) -> None:
-    """Half as many as `python -m bench.faults` does, for the time of CI."""
-    at = faults.many_kills(work / "kills", 10)
-    assert len(at) == 10 and len(set(at)) > 3
-    assert faults.same(work / "kills", work / "straight")
+def test_many_kills_and_all_else_change_nothing(work: Path, chain: faults.Chain) -> None:
+    """A quarter as many as `python -m bench.faults` does, for the time of CI; then the end of what
+    all of the above has happened to.
+    """
+    at = chain.many_kills(KILLS)
+    assert len(at) == KILLS and len(set(at)) > KILLS // 2
+    chain.end()
+    assert chain.ended
+    for folder in chain.ended:
+        assert faults.same(folder, work / "straight")
+        assert not list((folder / "checkpoints").glob("*tmp*"))
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_continue_with_the_same_examples(work: Path) -> None:
-    folder = work / "moved"
-    with faults.Run(folder) as run:
+def test_other_numbers_of_processes_continue_with_the_same_examples(tmp_path: Path) -> None:
+    what, folder = faults.experiment(steps=40), tmp_path / "moved"
+    alone = dataclasses.replace(what, train=dataclasses.replace(what.train, devices=1))
+    loop.run(alone, tmp_path / "straight")
+    with faults.Run(folder, what=what) as run:
         run.until_step(15)
         run.kill(1, 15)
         assert run.codes() == [75, 75]
-    with faults.Run(folder, count=1, devices=4) as run:
+    with faults.Run(folder, count=1, devices=4, what=what) as run:
         run.until_step(25)
         run.kill(0, 15)
         assert run.codes() == [75]
-    with faults.Run(folder, count=4) as run:
+    with faults.Run(folder, count=4, what=what) as run:
         assert run.codes() == [0] * 4
-    found, expected = faults.losses(folder), faults.losses(work / "straight")
-    assert found.keys() == expected.keys()
+    found, expected = faults.losses(folder), faults.losses(tmp_path / "straight")
+    assert [step for step, _ in found] == [step for step, _ in expected] == list(range(1, 41))
     # Other examples would show in every loss; sums in another order show in the sixth digit.
-    for step, loss in expected.items():
-        assert found[step] == pytest.approx(loss, rel=1e-3), step
+    for (step, ours), (_, theirs) in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3), step
 
 
 @pytest.mark.slow
@@ -154,11 +181,11 @@ def test_pmap_and_validation_of_two_local_processes_are_those_of_one(tmp_path: P
         data=dataclasses.replace(usual.data, validation=validation),
         train=dataclasses.replace(usual.train, strategy="pmap"),
     )
-    found = []
-    with faults.Run(tmp_path / "one", 1, 2, what) as run:
-        assert run.codes() == [0], run.said()
-    found.append(records(tmp_path / "one"))
-    words = ["train", str(tmp_path / "one.json"), "--run", str(tmp_path / "two")]
+    two_devices = dataclasses.replace(what, train=dataclasses.replace(what.train, devices=2))
+    loop.run(two_devices, tmp_path / "one")
+    found = [records(tmp_path / "one")]
+    (tmp_path / "what.json").write_text(config.to_json(what), encoding="utf8")
+    words = ["train", str(tmp_path / "what.json"), "--run", str(tmp_path / "two")]
     given = {name: value for name, value in os.environ.items() if name not in PLACE}
     done = subprocess.run(
         [*LOCAL, "-n", "2", "--", sys.executable, "-m", "jaxfuse", *words],
@@ -185,7 +212,11 @@ def two(script: str, word: str, place: Callable[[int], dict[str, str]]) -> list[
     started = []
     for number in range(2):
         given = {name: value for name, value in os.environ.items() if name not in PLACE}
-        given |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAXFUSE_HEARTBEAT_SECONDS": "8"}
+        given |= {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAXFUSE_HEARTBEAT_SECONDS": "8",
+        }
         given["PYTHONPATH"] = os.pathsep.join((str(REPO), os.environ.get("PYTHONPATH", "")))
         started.append(
             subprocess.Popen(
