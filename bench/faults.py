@@ -39,16 +39,16 @@ HEARTBEAT = 6
 """Seconds; the default is longer."""
 JOIN = 40
 """Seconds for the others to start; the default is longer."""
-PATIENCE = 180
+PATIENCE = 300
 """Seconds that anything may take."""
 RESTART = 30
 """Seconds in which a run should be back at its first step where its programs are compiled."""
-STEPS = 250
-ROOM = 50
+STEPS = 160
+ROOM = 40
 """Steps that a fault may take; a run with fewer left comes to its end, and another one begins."""
-EVERY = 10
+EVERY = 6
 """Steps between checkpoints."""
-BEYOND = 5
+BEYOND = 3
 """Steps after a checkpoint at which most faults come."""
 UNPRIVILEGED = """
 import ctypes, os, sys
@@ -62,15 +62,15 @@ ENDS = {-signal.SIGABRT, 70}
 """How a process may end whose peer is gone: 70, or by JAX where the peer was its coordinator."""
 
 
-def experiment(steps: int = STEPS) -> Experiment:
-    """A small run: steps that are logged one by one."""
+def experiment() -> Experiment:
+    """A small run: `STEPS` steps that are logged one by one."""
     preset = experiments.find("ssvif_small")
     target = dataclasses.replace(preset.data.target, scenes=16, height=64, width=64)
     return dataclasses.replace(
         preset,
         name="faults",
         method=dataclasses.replace(
-            preset.method, guidance="none", stage1_epochs=steps / 10, stage2_epochs=0
+            preset.method, guidance="none", stage1_epochs=STEPS / 10, stage2_epochs=0
         ),
         data=dataclasses.replace(preset.data, target=target, patch_size=32, stride=32, threads=1),
         train=dataclasses.replace(
