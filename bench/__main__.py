@@ -22,6 +22,7 @@ SUBJECTS = {
     "gamma": "gamma of 1000 patches",
     "topk": "the 1000 closest of a million patches",
     "depthwise": "depthwise convolution, ways of writing it",
+    "windowed": "parts of CrossFuse on a window, ways of writing them",
     "dense": "kernel gradient of a dense 3x3, in bands and derived",
     "large": "one 3000x4000 pair (takes several minutes)",
     "windows": "fusing in strips, by size of window",
