@@ -90,11 +90,11 @@ class ChannelAttention(nnx.Module):
         # One product of all channels with all: of it the diagonal holds the squares and 8 blocks
         # hold q k^T. Faster than eight thin products, and `qk` is read by nothing else.
         every = gram(flat)
-        squares = jnp.diagonal(every, axis1=1, axis2=2)
-        cross = every[:, :CHANNELS, CHANNELS:]
+        q_squares, k_squares = jnp.split(jnp.einsum("bcc->bc", every), 2, axis=1)
+        cross = lax.slice(every, (0, 0, CHANNELS), (every.shape[0], CHANNELS, 2 * CHANNELS))
         blocks = cross.reshape(-1, HEADS, CHANNELS // HEADS, HEADS, CHANNELS // HEADS)
-        products = jnp.diagonal(blocks, axis1=1, axis2=3).transpose(0, 3, 1, 2)
-        return Sums(products, squares[:, :CHANNELS], squares[:, CHANNELS:])
+        products = jnp.einsum("bhchd->bhcd", blocks)
+        return Sums(products, q_squares, k_squares)
 
     def finish(self, x: Features, sums: Sums) -> Features:
         v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
@@ -286,11 +286,11 @@ class CrossFuse(nnx.Module):
         b, _, h, w, _ = both.shape
         low, high = self.encoder(both.reshape(2 * b, h, w, 1))
         low, high = (f.reshape(b, 2, h, w, CHANNELS) for f in (low, high))
+        # Not `low[:, 0]`, which is a gather where sizes are symbolic.
         return {
-            "low_visible": low[:, 0],
-            "low_infrared": low[:, 1],
-            "high_visible": high[:, 0],
-            "high_infrared": high[:, 1],
+            f"{branch}_{sensor}": lax.index_in_dim(features, i, axis=1, keepdims=False)
+            for branch, features in (("low", low), ("high", high))
+            for i, sensor in enumerate(("visible", "infrared"))
         }
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:

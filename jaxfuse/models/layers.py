@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
+from jax import core, lax
+from jax.export import is_symbolic_dim
 
 from jaxfuse.models.platform import platform
 from jaxfuse.shapes import Array, Features, Float
@@ -147,9 +148,26 @@ def reflect1(x: Features) -> Features:
     """Pads one pixel on each side by reflection; an axis of one pixel repeats it."""
     for axis in (1, 2):
         n = x.shape[axis]
-        first = lax.slice_in_dim(x, min(1, n - 1), min(1, n - 1) + 1, axis=axis)
-        last = lax.slice_in_dim(x, max(n - 2, 0), max(n - 2, 0) + 1, axis=axis)
+        # Python's min and max cannot compare the symbolic sizes of an export.
+        after, before = core.min_dim(1, n - 1), core.max_dim(n - 2, 0)
+        first = lax.slice_in_dim(x, after, after + 1, axis=axis)
+        last = lax.slice_in_dim(x, before, before + 1, axis=axis)
         x = jnp.concatenate([first, x, last], axis=axis)
+    return x
+
+
+def even_sides(x: Features) -> Features:
+    """One row and one column more, repeating the last, where their number is odd.
+
+    Nothing is padded by a symbolic number of pixels, which may be 0: to ONNX a size of 0 means
+    something else.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        if not is_symbolic_dim(n) and n % 2 == 0:
+            continue
+        x = jnp.concatenate([x, lax.slice_in_dim(x, n - 1, n, axis=axis)], axis=axis)
+        x = lax.slice_in_dim(x, 0, 2 * ((n + 1) // 2), axis=axis)
     return x
 
 
@@ -158,11 +176,19 @@ def zero1(x: Features) -> Features:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
+def window(x: Features, top: int, left: int, height: int, width: int) -> Features:
+    """Those rows and columns of a map: `x[:, top : top + height, left : left + width]`, which is a
+    gather where sizes are symbolic.
+    """
+    b, _, _, channels = x.shape
+    return lax.slice(x, (0, top, left, 0), (b, top + height, left + width, channels))
+
+
 def _taps(x: Features, kernel: Float[Array, "3 3 c"]) -> Features:
     h, w = x.shape[1:3]
     padded, k = zero1(x), kernel.astype(x.dtype)
     return sum(
-        padded[:, i : i + h, j : j + w, :] * k[i, j][None, None, None, :]
+        window(padded, i, j, h, w) * k[i, j][None, None, None, :]
         for i in range(3)
         for j in range(3)
     )
@@ -220,10 +246,12 @@ def depthwise3x3(
     x: Features, kernel: Float[Array, "3 3 c"], compute: Compute = Compute(), reflect: bool = False
 ) -> Features:
     """Each channel convolved with its own 3x3 kernel; zero padding, or reflection of one pixel."""
-    lax_path = compute.depthwise == "lax" or (compute.depthwise == "auto" and platform() == "gpu")
+    lax_path = compute.depthwise == "lax" or (
+        compute.depthwise == "auto" and platform() in ("gpu", "onnx")
+    )
     convolve = _grouped if lax_path else _shifted
     if reflect:
-        return convolve(reflect1(x), kernel)[:, 1:-1, 1:-1, :]
+        return window(convolve(reflect1(x), kernel), 1, 1, *x.shape[1:3])
     return convolve(x, kernel)
 
 
@@ -248,6 +276,7 @@ class Chain(nnx.Module):
 
     They run as one scan over their stacked weights: XLA then compiles one of them, not all, and
     rematerialisation holds on every backend (unrolled, XLA on CPU merges the recomputation away).
+    An ONNX runtime compiles nothing, and a loop keeps it from optimising across modules.
     """
 
     def __init__(self, modules: list[nnx.Module], compute: Compute):
@@ -260,8 +289,10 @@ class Chain(nnx.Module):
         return getattr(self, f"at{index}")
 
     def __call__(self, x: Features) -> Features:
-        if self.length == 1 and not self.compute.rematerialise:
-            return self[0](x)
+        if platform() == "onnx" or (self.length == 1 and not self.compute.rematerialise):
+            for i in range(self.length):
+                x = self[i](x)
+            return x
         split = [nnx.split(self[i]) for i in range(self.length)]
         graph = split[0][0]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in split))

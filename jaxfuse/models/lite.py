@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxfuse.models.base import Fused, Model, check_shapes, functional
-from jaxfuse.models.layers import Compute, constant, conv3x3, weight
+from jaxfuse.models.layers import Compute, constant, conv3x3, even_sides, weight, window
 from jaxfuse.shapes import Features, Gray, Params
 
 SIDE = 2
@@ -70,8 +70,8 @@ class Decoder(nnx.Module):
         self.out = Conv(WIDTH, 2 * CELL)
 
     def __call__(self, features: Features, visible: Gray, infrared: Gray) -> Gray:
-        decided = to_pixels(self.out(features)).astype(jnp.float32)
-        share, added = jax.nn.sigmoid(decided[..., :1]), ADDED * jnp.tanh(decided[..., 1:])
+        share, added = jnp.split(to_pixels(self.out(features)).astype(jnp.float32), 2, axis=-1)
+        share, added = jax.nn.sigmoid(share), ADDED * jnp.tanh(added)
         return jnp.clip(share * visible + (1.0 - share) * infrared + added, 0.0, 1.0)
 
 
@@ -85,12 +85,12 @@ class Lite(nnx.Module):
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:
         height, width = visible.shape[1:3]
-        odd = ((0, 0), (0, height % SIDE), (0, width % SIDE), (0, 0))
-        visible, infrared = (jnp.pad(x, odd, "edge") for x in (visible, infrared))
+        visible, infrared = even_sides(visible), even_sides(infrared)
         both = to_cells(jnp.concatenate([visible, infrared], axis=-1))
         features = self.encoder(self.compute.cast(both))
         image = self.decoder(features, visible, infrared)
-        return Fused(image[:, :height, :width], to_pixels(features)[:, :height, :width], {})
+        image, features = (window(x, 0, 0, height, width) for x in (image, to_pixels(features)))
+        return Fused(image, features, {})
 
 
 def create(compute: Compute) -> Model:
