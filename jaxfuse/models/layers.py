@@ -8,7 +8,7 @@ depthwise (height, width, channels).
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jaxfuse.shapes import Array, Features, Float
 
 BAND_PIXELS = 4096
 """Pixels of a batch in one band of a dense kernel's gradient: 4 MB at 64 -> 192 channels."""
+Side: TypeAlias = Any
+"""The size of an axis: an int, or what stands for one in an export of any size."""
 LANES = 8
 """Columns added up at a time in a depthwise kernel's gradient."""
 
@@ -176,7 +178,7 @@ def zero1(x: Features) -> Features:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def window(x: Features, top: int, left: int, height: int, width: int) -> Features:
+def window(x: Features, top: int, left: int, height: Side, width: Side) -> Features:
     """Those rows and columns of a map: `x[:, top : top + height, left : left + width]`, which is a
     gather where sizes are symbolic.
     """
