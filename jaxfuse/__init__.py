@@ -31,6 +31,7 @@ _ROOMS = frozenset(
         "distributed",
         "evaluate",
         "experiments",
+        "export",
         "infer",
         "losses",
         "metrics",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxfuse import __version__
-from jaxfuse.cli import judging, pictures, planning, sets, training
+from jaxfuse.cli import deploying, judging, pictures, planning, sets, training
 from jaxfuse.cli.words import BAD_USAGE, DONE, FAILED, usage
 from jaxfuse.config import ConfigError, UserError
 
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": planning.plan,
     "data": sets.data,
     "convert": pictures.convert,
+    "export": deploying.export,
     "demo": training.demo,
 }
 

@@ -90,9 +90,10 @@ class ChannelAttention(nnx.Module):
         # One product of all heads with all, of which 8 blocks on the diagonal are wanted: faster
         # than eight thin products.
         cross, squares = products_and_squares(flat)
+        q_squares, k_squares = jnp.split(squares, 2, axis=1)
         blocks = cross.reshape(-1, HEADS, CHANNELS // HEADS, HEADS, CHANNELS // HEADS)
-        products = jnp.diagonal(blocks, axis1=1, axis2=3).transpose(0, 3, 1, 2)
-        return Sums(products, squares[:, :CHANNELS], squares[:, CHANNELS:])
+        products = jnp.einsum("bhchd->bhcd", blocks)
+        return Sums(products, q_squares, k_squares)
 
     def finish(self, x: Features, sums: Sums) -> Features:
         v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
@@ -284,11 +285,11 @@ class CrossFuse(nnx.Module):
         b, _, h, w, _ = both.shape
         low, high = self.encoder(both.reshape(2 * b, h, w, 1))
         low, high = (f.reshape(b, 2, h, w, CHANNELS) for f in (low, high))
+        # Not `low[:, 0]`, which is a gather where sizes are symbolic.
         return {
-            "low_visible": low[:, 0],
-            "low_infrared": low[:, 1],
-            "high_visible": high[:, 0],
-            "high_infrared": high[:, 1],
+            f"{branch}_{sensor}": lax.index_in_dim(features, i, axis=1, keepdims=False)
+            for branch, features in (("low", low), ("high", high))
+            for i, sensor in enumerate(("visible", "infrared"))
         }
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:

@@ -8,19 +8,22 @@ depthwise (height, width, channels).
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
+from jax import core, lax
+from jax.export import is_symbolic_dim
 
 from jaxfuse.models.platform import platform
 from jaxfuse.shapes import Array, Features, Float
 
 BAND_PIXELS = 4096
 """Pixels of a batch in one band of a dense kernel's gradient: 4 MB at 64 -> 192 channels."""
+Side: TypeAlias = Any
+"""The size of an axis: an int, or what stands for one in an export of any size."""
 LANES = 8
 """Columns added up at a time in a depthwise kernel's gradient."""
 
@@ -147,9 +150,28 @@ def reflect1(x: Features) -> Features:
     """Pads one pixel on each side by reflection; an axis of one pixel repeats it."""
     for axis in (1, 2):
         n = x.shape[axis]
-        first = lax.slice_in_dim(x, min(1, n - 1), min(1, n - 1) + 1, axis=axis)
-        last = lax.slice_in_dim(x, max(n - 2, 0), max(n - 2, 0) + 1, axis=axis)
+        # Python's min and max cannot compare the symbolic sizes of an export.
+        after, before = core.min_dim(1, n - 1), core.max_dim(n - 2, 0)
+        first = lax.slice_in_dim(x, after, after + 1, axis=axis)
+        last = lax.slice_in_dim(x, before, before + 1, axis=axis)
         x = jnp.concatenate([first, x, last], axis=axis)
+    return x
+
+
+def whole_sides(x: Features, side: int) -> Features:
+    """The map, its last row and column repeated up to multiples of `side`.
+
+    Nothing is padded by a symbolic number of pixels, which may be 0: to ONNX a size of 0 means
+    something else.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        more = side - 1 if is_symbolic_dim(n) else -n % side
+        if not is_symbolic_dim(n) and more == 0:
+            continue
+        last = lax.slice_in_dim(x, n - 1, n, axis=axis)
+        x = jnp.concatenate([x, *[last] * more], axis=axis)
+        x = lax.slice_in_dim(x, 0, side * ((n + side - 1) // side), axis=axis)
     return x
 
 
@@ -158,11 +180,19 @@ def zero1(x: Features) -> Features:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
+def window(x: Features, top: int, left: int, height: Side, width: Side) -> Features:
+    """Those rows and columns of a map: `x[:, top : top + height, left : left + width]`, which is a
+    gather where sizes are symbolic.
+    """
+    b, _, _, channels = x.shape
+    return lax.slice(x, (0, top, left, 0), (b, top + height, left + width, channels))
+
+
 def _taps(x: Features, kernel: Float[Array, "3 3 c"]) -> Features:
     h, w = x.shape[1:3]
     padded, k = zero1(x), kernel.astype(x.dtype)
     return sum(
-        padded[:, i : i + h, j : j + w, :] * k[i, j][None, None, None, :]
+        window(padded, i, j, h, w) * k[i, j][None, None, None, :]
         for i in range(3)
         for j in range(3)
     )
@@ -220,10 +250,12 @@ def depthwise3x3(
     x: Features, kernel: Float[Array, "3 3 c"], compute: Compute = Compute(), reflect: bool = False
 ) -> Features:
     """Each channel convolved with its own 3x3 kernel; zero padding, or reflection of one pixel."""
-    lax_path = compute.depthwise == "lax" or (compute.depthwise == "auto" and platform() == "gpu")
+    lax_path = compute.depthwise == "lax" or (
+        compute.depthwise == "auto" and platform() in ("gpu", "onnx")
+    )
     convolve = _grouped if lax_path else _shifted
     if reflect:
-        return convolve(reflect1(x), kernel)[:, 1:-1, 1:-1, :]
+        return window(convolve(reflect1(x), kernel), 1, 1, *x.shape[1:3])
     return convolve(x, kernel)
 
 
@@ -248,6 +280,7 @@ class Chain(nnx.Module):
 
     They run as one scan over their stacked weights: XLA then compiles one of them, not all, and
     rematerialisation holds on every backend (unrolled, XLA on CPU merges the recomputation away).
+    An ONNX runtime compiles nothing, and a loop keeps it from optimising across modules.
     """
 
     def __init__(self, modules: list[nnx.Module], compute: Compute):
@@ -260,8 +293,10 @@ class Chain(nnx.Module):
         return getattr(self, f"at{index}")
 
     def __call__(self, x: Features) -> Features:
-        if self.length == 1 and not self.compute.rematerialise:
-            return self[0](x)
+        if platform() == "onnx" or (self.length == 1 and not self.compute.rematerialise):
+            for i in range(self.length):
+                x = self[i](x)
+            return x
         split = [nnx.split(self[i]) for i in range(self.length)]
         graph = split[0][0]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in split))

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxfuse.models.base import Fused, Model, check_shapes, functional
-from jaxfuse.models.layers import Compute, constant, conv1x1, conv3x3, weight
+from jaxfuse.models.layers import (
+    Compute,
+    constant,
+    conv1x1,
+    conv3x3,
+    weight,
+    whole_sides,
+    window,
+)
 from jaxfuse.shapes import Features, Gray, Params
 
 FINE, COARSE = 2, 4
@@ -41,19 +49,6 @@ def to_pixels(x: Features, side: int = FINE) -> Features:
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, side, side, c // (side * side))
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // (side * side))
-
-
-def extend(x: Gray) -> Gray:
-    """The image, its last row and column repeated up to a multiple of `SIDE`."""
-    for axis in (1, 2):
-        size = x.shape[axis]
-        whole = -(-size // SIDE) * SIDE
-        if isinstance(size, int):
-            more = [(0, whole - size if a == axis else 0) for a in range(4)]
-            x = jnp.pad(x, more, "edge") if whole > size else x
-        else:  # a size that only whoever runs an exported program knows
-            x = jnp.take(x, jnp.minimum(jnp.arange(whole), size - 1), axis=axis)
-    return x
 
 
 def leaky(x: Features) -> Features:
@@ -115,8 +110,8 @@ class Decoder(nnx.Module):
 
     def __call__(self, features: Features, visible: Features, infrared: Features) -> Features:
         """All on squares; the image is (b, h / 2, w / 2, 4) too."""
-        decided = self.out(features).astype(jnp.float32)
-        share, added = jax.nn.sigmoid(decided[..., :CELL]), ADDED * jnp.tanh(decided[..., CELL:])
+        share, added = jnp.split(self.out(features).astype(jnp.float32), 2, axis=-1)
+        share, added = jax.nn.sigmoid(share), ADDED * jnp.tanh(added)
         return jnp.clip(share * visible + (1.0 - share) * infrared + added, 0.0, 1.0)
 
 
@@ -130,11 +125,12 @@ class Lite(nnx.Module):
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:
         height, width = visible.shape[1:3]
-        visible, infrared = (to_cells(extend(x)) for x in (visible, infrared))
+        visible, infrared = (to_cells(whole_sides(x, SIDE)) for x in (visible, infrared))
         both = jnp.concatenate([visible, infrared], axis=-1)
         features = self.encoder(self.compute.cast(both))
-        image = to_pixels(self.decoder(features, visible, infrared))
-        return Fused(image[:, :height, :width], to_pixels(features)[:, :height, :width], {})
+        image = self.decoder(features, visible, infrared)
+        image, features = (window(to_pixels(x), 0, 0, height, width) for x in (image, features))
+        return Fused(image, features, {})
 
 
 def create(compute: Compute) -> Model:

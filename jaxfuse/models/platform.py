@@ -12,7 +12,7 @@ _GIVEN: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: JAX's default backend, or the one that `traced_for` names."""
+    """cpu, gpu or tpu: JAX's default backend, or what `traced_for` names: onnx as well."""
     return _GIVEN.get() or jax.default_backend()
 
 
@@ -20,8 +20,8 @@ def platform() -> str:
 def traced_for(name: str) -> Iterator[None]:
     """Inside, whatever is traced is what a machine with such devices would trace.
 
-    For compiling on one kind of machine what another will run. Functions that `jax.jit` has traced
-    before keep what they were.
+    For compiling on one kind of machine what another will run; "onnx" is for graphs that ONNX
+    runtimes will run. Functions that `jax.jit` has traced before keep what they were.
     """
     token = _GIVEN.set(name)
     try:
