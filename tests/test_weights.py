@@ -487,5 +487,5 @@ def test_the_default_weights_come_with_the_package() -> None:
 
     assert DEFAULT_WEIGHTS in weights.packaged()
     found = weights.load_weights(DEFAULT_WEIGHTS)
-    assert found.name == "crossfuse" and "RoadScene" in found.metadata["data"]
+    assert found.name == DEFAULT_WEIGHTS == "lite" and "RoadScene" in found.metadata["data"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
