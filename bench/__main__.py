@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         description=f"Measures time and memory. Subjects (all, unless some are named):{told}\n"
         f"  {'accelerator':<12} {', '.join(ON_ACCELERATOR)} on JAX's first GPU or TPU",
         epilog="Programs of their own: python -m bench.faults, what runs of several processes lose "
-        "when something dies; python -m bench.ssvif, what SSVIF gains for segmentation.",
+        "when something dies; python -m bench.ssvif, what SSVIF gains for segmentation; python -m "
+        "bench.pretrain, the packaged weights again, with their scores; python -m bench.rivals, "
+        "pictures of published networks to score beside them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parse.add_argument("names", nargs="*", metavar="SUBJECT")
