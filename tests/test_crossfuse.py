@@ -188,7 +188,10 @@ def as_for_users(program: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 # Half a minute of compiling each; the network and the terms of stage I are also tested without.
-@pytest.fixture(scope="module", params=[pytest.param("phase1", marks=pytest.mark.slow), "phase2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in ("phase1", "phase2")],
+)
 def run(request, model, batch, params) -> Run:
     stage = recording(stage_of(request.param, model))
     state = TrainState(
