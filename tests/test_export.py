@@ -369,8 +369,9 @@ def test_code_of_the_guide_runs(repo, weights_of, fresh_python, tmp_path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lite", "onnx"), ("lite", "stablehlo"), ("crossfuse", "onnx")]
+)
 def test_real_pairs(name, kind, weights_of, shared, tmp_path) -> None:
     """Pairs of two sets, of different sizes; the smallest ones for a network that takes long."""
     data = shared / "data"
