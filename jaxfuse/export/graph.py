@@ -81,8 +81,8 @@ def runner(data: bytes) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # The arena keeps what the largest map needed several times over.
-    options.enable_cpu_mem_arena = False
+    # Threads that wait by spinning take the processor from whatever else runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session: Any = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
 
     def run(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
