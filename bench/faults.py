@@ -361,8 +361,8 @@ def _full(run: Run) -> None:
 def _full_for_checkpoints(which: int) -> Fault:
     def fault(run: Run) -> None:
         run.until_checkpoint(BEYOND)
-        # The log and the weights (0.55 MB) still fit; arrays of a checkpoint lie in one file that is
-        # larger, also the half that each process writes.
+        # The log and the weights (0.55 MB) still fit; arrays of a checkpoint lie in one larger
+        # file, also the half that each process writes.
         resource.prlimit(run.processes[which].pid, resource.RLIMIT_FSIZE, (600_000, 600_000))
 
     return fault
