@@ -68,15 +68,20 @@ def _check_targets(jobs: list[_Job], bits: int, overwrite: bool) -> None:
     if existing and not overwrite:
         found = f"exists already, as {len(existing)} of {len(jobs)} results do"
         raise FileError(existing[0], found, "add --overwrite, or name another place")
-    made = next(p for p in (jobs[0].target.parent, *jobs[0].target.parent.parents) if p.exists())
+    check_place(jobs[0].target)
+
+
+def check_place(target: Path) -> None:
+    """Raises FileError where nothing could be written to `target`, whose folders may be missing."""
+    made = next(p for p in (target.parent, *target.parent.parents) if p.exists())
     if not made.is_dir():
         raise FileError(made, "is a file, but results are to lie below it", "name another place")
     if not os.access(made, os.W_OK):
         raise FileError(made, "is not writable", "choose a place that you may write to")
 
 
-def _make_folder(folder: Path) -> None:
-    """Only once there is something to put in."""
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results, only once there is something to put in. Raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,7 +125,7 @@ def fuse_paths(
                     "percentile to spread them"
                 )
             fused = fuse(rgb, heat, fuser, method=method, stretch=stretch)
-            _make_folder(job.target.parent)
+            make_folder(job.target.parent)
             images.write(job.target, fused, bits)
             summary.written.append(job.target)
         except UserError as error:

@@ -19,6 +19,7 @@ from jaxfuse.config import UserError
 from jaxfuse.config.errors import require
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
+from jaxfuse.infer.folders import check_place, make_folder
 from jaxfuse.infer.predict import Fuser, Stretch, Way
 from jaxfuse.infer.video import planes
 from jaxfuse.infer.video.frames import Levels, look_ahead, start
@@ -109,7 +110,7 @@ def fuse_videos(
         sound = next((reader for reader in (seen, heat) if reader.sound), None)
         writer = VideoWriter(partial, out, seen, sound, encoder, crf, preset)
         job = _Job(seen, heat, writer, fuser, method, match, felt)
-        _make_folder(out.parent)
+        make_folder(out.parent)
         partial.unlink(missing_ok=True)
         began = time.monotonic()
         failure = job.run(progress or (lambda done, total: None), stop)
@@ -144,19 +145,7 @@ def _check_places(infrared: Path, visible: Path, out: Path, partial: Path, overw
         raise FileError(out, "exists already", "add --overwrite, or name another place")
     if partial.is_dir():
         raise FileError(partial, "is a folder", "name another place")
-    made = next(p for p in (out.parent, *out.parent.parents) if p.exists())
-    if not made.is_dir():
-        raise FileError(made, "is a file, but results are to lie below it", "name another place")
-    if not os.access(made, os.W_OK):
-        raise FileError(made, "is not writable", "choose a place that you may write to")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = "choose a place that you may write to"
-        raise FileError(folder, f"cannot be made ({error.strerror})", remedy) from error
+    check_place(out)
 
 
 def _require_alike(seen: VideoReader, heat: VideoReader) -> None:
