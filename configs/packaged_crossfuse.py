@@ -21,9 +21,9 @@ def get() -> Experiment:
         name="packaged_crossfuse",
         method=CrossFuseConfig(
             stage1_epochs=1,
-            stage2_epochs=17,
+            stage2_epochs=12,
             learning_rate=1e-3,
-            halve_every_epochs=4,
+            halve_every_epochs=3,
             learning_rate_floor=1e-5,
             flips=True,
             gradient_weight=0.0,
