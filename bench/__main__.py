@@ -22,6 +22,7 @@ SUBJECTS = {
     "gamma": "gamma of 1000 patches",
     "topk": "the 1000 closest of a million patches",
     "depthwise": "depthwise convolution, ways of writing it",
+    "precision": "bfloat16 against float32, both networks",
     "windowed": "parts of CrossFuse on a window, ways of writing them",
     "dense": "kernel gradient of a dense 3x3, in bands and derived",
     "large": "one 3000x4000 pair (takes several minutes)",
@@ -32,7 +33,7 @@ SUBJECTS = {
     "metrics": "all metrics of a triple, by convention",
     "plan": "training on TPU pods, planned (needs the extra tpu; about an hour on two cores)",
 }
-ON_ACCELERATOR = "fuse", "realtime", "step", "depthwise"
+ON_ACCELERATOR = "fuse", "realtime", "step", "depthwise", "precision"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,13 +1,15 @@
 """Makes the packaged weights again: `python -m bench.pretrain crossfuse lite score --data DATA`.
 
-Trains the preset packaged_NAME in WORK/NAME (continuing what is there) and puts the result into
-jaxfuse/pretrained with its checksum; `score` judges all that is there. DATA is the folder that
-holds roadscene, msrs, tno and splits; training reads the training splits only.
+Trains a preset in WORK/NAME (continuing what is there) and puts the result into jaxfuse/pretrained
+with its checksum; `score` judges all that is there; `downstream` teaches them on by SSVIF and asks
+whether segmentation gains. DATA is the folder that holds roadscene, msrs, tno and splits; training
+reads the training splits only.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,31 +25,47 @@ FORMAT = 1
 PRETRAINED = machine.ROOT / "jaxfuse" / "pretrained"
 SCORES = machine.ROOT / "bench" / "results" / "weights" / "scores.json"
 METRICS = ("EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM")
+DOWNSTREAM = SCORES.with_name("downstream.json")
+PRESETS = {
+    "crossfuse": "packaged_crossfuse",
+    "crossfuse_published": "packaged_crossfuse_published",
+    "lite": "packaged_lite",
+}
+"""What can be trained -> its preset; the weights bear the network's name."""
+TAUGHT: dict[str, dict[str, dict[str, Any]]] = {
+    "lite": {},
+    "crossfuse": {
+        "method": {"stage2_epochs": 3},
+        "data": {"patch_size": 64},
+        "train": {"batch_size": 4},
+    },
+}
+"""Packaged weights that SSVIF teaches on -> changes of the preset packaged_ssvif."""
 KEPT_AS = {"crossfuse": "float16"}
 """What parameters are stored as, where it is not float32."""
 
 
-def train(name: str, data: Path, work: Path) -> Path:
+def train(experiment: Any, data: Path, run: Path) -> Path:
     """The run folder of a finished training. Presets name their sets as seen from DATA/.. ."""
-    from jaxfuse import experiments
     from jaxfuse.train import loop
 
     before = Path.cwd()
     os.chdir(data.parent)
     try:
-        outcome = loop.run(experiments.find(f"packaged_{name}"), work / name)
+        outcome = loop.run(experiment, run)
     finally:
         os.chdir(before)
     if outcome.doubts:
-        raise BenchError(f"{work / name}: {'; '.join(outcome.doubts)}")
-    return work / name
+        raise BenchError(f"{run}: {'; '.join(outcome.doubts)}")
+    return run
 
 
-def put(name: str, run: Path) -> None:
-    """The weights of a run into the package."""
+def put(run: Path) -> Path:
+    """The weights of a run into the package, under the network's name."""
     from jaxfuse import weights
 
     read = weights.load_weights(run)
+    name = read.name
     versions = machine.versions()
     about = {
         **read.metadata,
@@ -62,6 +80,79 @@ def put(name: str, run: Path) -> None:
         for each in sorted(PRETRAINED.glob("*.safetensors"))
     ]
     (PRETRAINED / weights.SUMS).write_text("".join(sums), encoding="utf8")
+    return path
+
+
+def teach(name: str, data: Path, work: Path) -> Path:
+    """Packaged weights taught on by SSVIF; the run folder."""
+    from jaxfuse import experiments
+
+    preset = experiments.find("packaged_ssvif")
+    model = dataclasses.replace(preset.model, name=name, start=name)
+    changed = {
+        part: dataclasses.replace(getattr(preset, part), **fields)
+        for part, fields in TAUGHT[name].items()
+    }
+    return train(dataclasses.replace(preset, model=model, **changed), data, work / f"{name}_ssvif")
+
+
+def downstream(data: Path, work: Path, steps: int, seeds: int) -> dict[str, Any]:
+    """What segmentation networks learn from pictures of the packaged weights and of the same taught
+    on by SSVIF: on generated scenes, for nobody has true labels of the pairs in DATA.
+    """
+    from bench import ssvif
+    from jaxfuse.evaluate import downstream as judge
+    from jaxfuse.evaluate import downstream_summary
+    from jaxfuse.evaluate import plan as plans
+    from jaxfuse.evaluate.downstream_plan import Plan
+
+    versions = machine.versions()
+    runs = {name: teach(name, data, work) for name in TAUGHT}
+    sizes = ssvif.Sizes(seeds=seeds, steps=steps)
+    scenes = ssvif.experiment_of({}, 0, sizes).data.target
+    unseen = dataclasses.replace(
+        scenes, seed=scenes.seed + ssvif.JUDGED_ON, scenes=sizes.test_scenes
+    )
+    rows: dict[str, Any] = {}
+    for name, run in runs.items():
+        methods = (
+            plans.Contender(name, weights=name),
+            plans.Contender(f"{name}_ssvif", weights=str(run)),
+        )
+        plan = Plan(scenes, unseen, methods, steps=steps, patch_size=96, seeds=seeds, frozen="none")
+        found = judge.run(plan, work / "downstream", progress=ssvif.say)
+        for row, cell in downstream_summary.summarise(found)["retrained"]["all"].items():
+            rows[row] = {"miou": ssvif.interval(cell.mean), "miou_of_seeds": list(cell.seeds)}
+            if cell.difference is not None and row in (m.name for m in methods):
+                rows[row]["reference"] = name
+                rows[row]["difference"] = ssvif.interval(cell.difference) | {"p": cell.p}
+    return {
+        "format": FORMAT,
+        "command": f"python -m bench.pretrain downstream --data DATA --steps {steps} "
+        f"--seeds {seeds}",
+        "machine": machine.hardware(),
+        "versions": versions,
+        "scenes": {"train": scenes.scenes, "test": unseen.scenes, "sensor": scenes.sensor},
+        "segmenter": plan.segmenter,
+        "steps": steps,
+        "seeds": seeds,
+        "rows": rows,
+    }
+
+
+def downstream_lines(result: dict[str, Any]) -> list[str]:
+    """The table for the card."""
+    table = ["| | mIoU, % | difference, points | p |", "|---" * 4 + "|"]
+    for row, found in result["rows"].items():
+        cells = [row, f"{100 * found['miou']['value']:.2f}", "", ""]
+        if "difference" in found:
+            d = found["difference"]
+            cells[2] = f"{100 * d['value']:+.2f}"
+            if "low" in d:
+                cells[2] += f" ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
+                cells[3] = f"{d['p']:.2f}"
+        table.append("| " + " | ".join(cells) + " |")
+    return table
 
 
 def protocol(data: Path, pictures: Path | None) -> str:
@@ -146,24 +237,35 @@ def lines(result: dict[str, Any]) -> list[str]:
     return text[:-1]
 
 
+def keep(result: dict[str, Any], path: Path, told: Sequence[str]) -> None:
+    """Writes a result and prints its table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    print("\n".join([*told, str(path)]))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(prog="python -m bench.pretrain", description=__doc__)
-    parse.add_argument("names", nargs="+", choices=["crossfuse", "lite", "score"])
+    parse.add_argument("names", nargs="+", choices=[*PRESETS, "score", "downstream"])
     parse.add_argument("--data", type=Path, required=True, help="../shared/data of a checkout")
     parse.add_argument("--work", type=Path, default=Path("runs"), help="where runs lie")
     parse.add_argument("--pictures", type=Path, help="what bench.rivals wrote, to score beside")
+    parse.add_argument("--steps", type=int, default=1000, help="downstream: of each network")
+    parse.add_argument("--seeds", type=int, default=3, help="downstream: networks of each row")
     given = parse.parse_args(words)
+    from jaxfuse import experiments
+
     data, work = given.data.resolve(), given.work.resolve()
     try:
         for name in given.names:
-            if name != "score":
-                put(name, train(name, data, work))
-                print(PRETRAINED / f"{name}.safetensors")
+            if name in PRESETS:
+                print(put(train(experiments.find(PRESETS[name]), data, work / name)))
         if "score" in given.names:
             result = score(data, work / "scores", given.pictures and given.pictures.resolve())
-            SCORES.parent.mkdir(parents=True, exist_ok=True)
-            SCORES.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-            print("\n".join([*lines(result), str(SCORES)]))
+            keep(result, SCORES, lines(result))
+        if "downstream" in given.names:
+            result = downstream(data, work, given.steps, given.seeds)
+            keep(result, DOWNSTREAM, downstream_lines(result))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -188,10 +188,11 @@ def judged(
         frozen="none",
         devices=dict(sizes.changes).get("train.devices", 0),
     )
-    return plan, downstream.run(plan, work / "downstream", progress=_say)
+    return plan, downstream.run(plan, work / "downstream", progress=say)
 
 
-def _say(what: str) -> Any:
+def say(what: str) -> Any:
+    """Tells what is being done; the progress of `downstream.run`."""
     print(what, file=sys.stderr, flush=True)
     return lambda done, total, name: None
 
@@ -230,7 +231,8 @@ def collapse(work: Path, sizes: Sizes) -> dict[str, Any]:
     return {"doubts": doubts[COLLAPSED][0], "curves": curves(COLLAPSED, 0, work)}
 
 
-def _interval(found: semantic.Interval) -> dict[str, float]:
+def interval(found: semantic.Interval) -> dict[str, float]:
+    """Value and ends, those that are there."""
     return {name: value for name, value in found._asdict().items() if math.isfinite(value)}
 
 
@@ -247,12 +249,12 @@ def summary(
     rows: dict[str, Any] = {}
     for name, cell in cells.items():
         row: dict[str, Any] = {
-            "miou": _interval(cell.mean),
+            "miou": interval(cell.mean),
             "miou_of_seeds": list(cell.seeds),
             "iou": {c: x.value for c, x in zip(found.classes.names, cell.classes, strict=True)},
         }
         if cell.difference is not None:
-            row["difference"] = _interval(cell.difference) | {"p_holm": cell.adjusted}
+            row["difference"] = interval(cell.difference) | {"p_holm": cell.adjusted}
         if name in seen:
             row["quality"] = {metric: float(x.mean()) for metric, x in seen[name].items()}
             row["quality_change"] = {

@@ -189,13 +189,16 @@ def window(x: Features, top: int, left: int, height: Side, width: Side) -> Featu
 
 
 def _taps(x: Features, kernel: Float[Array, "3 3 c"]) -> Features:
+    # Summed in float32: rounding each of nine products to bfloat16 costs accuracy, and on a CPU
+    # several times the time (bench/results, "precision").
     h, w = x.shape[1:3]
-    padded, k = zero1(x), kernel.astype(x.dtype)
-    return sum(
-        window(padded, i, j, h, w) * k[i, j][None, None, None, :]
+    padded, k = zero1(x), kernel.astype(x.dtype).astype(jnp.float32)
+    total = sum(
+        window(padded, i, j, h, w).astype(jnp.float32) * k[i, j][None, None, None, :]
         for i in range(3)
         for j in range(3)
     )
+    return total.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -311,8 +314,9 @@ class Chain(nnx.Module):
 
 @jax.custom_vjp
 def gated_gelu(gate: Features, value: Features) -> Features:
-    """GELU(gate) * value, the exact GELU by the error function."""
-    return jax.nn.gelu(gate, approximate=False) * value
+    """GELU(gate) * value, the exact GELU by the error function; computed in float32."""
+    wide = jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * value.astype(jnp.float32)
+    return wide.astype(gate.dtype)
 
 
 def _gated_forward(gate: Features, value: Features) -> tuple[Features, tuple[Features, Features]]:

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfuse import __version__, distributed, methods, models, weights
@@ -51,6 +52,11 @@ def check(experiment: Experiment, devices: int) -> None:
         raise ConfigError(
             f"model.name = {experiment.model.name!r}: choose one of "
             f"{', '.join(sorted(models.MODELS))}"
+        )
+    if experiment.model.start and isinstance(experiment.method, SegmentationConfig):
+        raise ConfigError(
+            f"model.start = {experiment.model.start!r}: method segmentation trains no fusion "
+            "network: leave it empty (method.start is the segmentation network's)"
         )
     _check_segmenter(experiment)
     rows = {"train.batch_size": train.batch_size}
@@ -343,9 +349,24 @@ def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tupl
     """
     config = experiment.model
     model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
+    if config.start and read_start:
+        begun = _fusion_start(experiment)
+        model = dataclasses.replace(model, init=lambda key: jax.tree.map(jnp.asarray, begun))
     start = _start(experiment) if read_start else None
     teacher = _teacher(experiment)
     return model, methods.build(experiment.method, model, facts, start, teacher)
+
+
+def _fusion_start(experiment: Experiment) -> Params:
+    """The parameters that the config names for the fusion network to start from."""
+    config = experiment.model
+    read = weights.load_weights(config.start)
+    if read.name != config.name:
+        raise weights.WeightsError(
+            f"{weights.find(config.start)}: holds {read.name}, but model.name = {config.name!r}: "
+            "give weights of that network as model.start, or set model.name"
+        )
+    return read.params
 
 
 def _teacher(experiment: Experiment) -> tuple[Model, Params] | None:
