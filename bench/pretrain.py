@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,35 +47,57 @@ KEPT_AS = {"crossfuse": "float16"}
 
 
 def train(experiment: Any, data: Path, run: Path) -> Path:
-    """The run folder of a finished training. Presets name their sets as seen from DATA/.. ."""
+    """The run folder of a finished training, with the commit it began with in `commit_of`.
+
+    Presets name their sets as seen from where data/ is, and so do the weights, whatever DATA is.
+    """
     from jaxfuse.train import loop
 
+    began = commit_of(run)
+    if not began.exists():
+        began.parent.mkdir(parents=True, exist_ok=True)
+        began.write_text(str(machine.versions()["commit"]), encoding="utf8")
     before = Path.cwd()
-    os.chdir(data.parent)
-    try:
-        outcome = loop.run(experiment, run)
-    finally:
-        os.chdir(before)
+    with tempfile.TemporaryDirectory(prefix="jaxfuse-pretrain-") as place:
+        (Path(place) / "data").symlink_to(data)
+        os.chdir(place)
+        try:
+            outcome = loop.run(experiment, run)
+        finally:
+            os.chdir(before)
     if outcome.doubts:
         raise BenchError(f"{run}: {'; '.join(outcome.doubts)}")
     return run
 
 
+def commit_of(run: Path) -> Path:
+    """The file beside a run folder that says which commit began it."""
+    return run.with_name(f"{run.name}.commit")
+
+
 def put(run: Path) -> Path:
-    """The weights of a run into the package, under the network's name."""
+    """The weights of a run into the package, under the network's name.
+
+    Raises BenchError where the run began with changes that no commit holds.
+    """
     from jaxfuse import weights
 
+    commit = commit_of(run).read_text(encoding="utf8")
+    if commit.endswith("+"):
+        raise BenchError(
+            f"{run}: began with changes that no commit holds ({commit}): commit them and train in "
+            "another folder, so that whoever asks can make the same weights"
+        )
     read = weights.load_weights(run)
     name = read.name
-    versions = machine.versions()
     about = {
         **read.metadata,
         "data": "the training splits of RoadScene (149 pairs) and MSRS (121 pairs)",
-        "commit": versions["commit"],
-        "jax": versions["jax"],
+        "commit": commit,
+        "jax": machine.versions()["jax"],
     }
     path = PRETRAINED / f"{name}.safetensors"
-    weights.save_weights(path, read.name, read.params, about, KEPT_AS.get(name, "float32"))
+    weights.save_weights(path, name, read.params, about, KEPT_AS.get(name, "float32"))
     sums = [
         f"{hashlib.sha256(each.read_bytes()).hexdigest()}  {each.name}\n"
         for each in sorted(PRETRAINED.glob("*.safetensors"))
@@ -195,6 +218,9 @@ def score(data: Path, work: Path, pictures: Path | None) -> dict[str, Any]:
         "versions": versions,
         "convention": "zoo",
         "metrics": list(METRICS),
+        "commits": {
+            name: weights.load_weights(name).metadata.get("commit") for name in weights.packaged()
+        },
         "weights": dict(reversed(line.split()) for line in sums),  # type: ignore[misc]
         "pairs": {
             name: next(iter(next(iter(of["cells"].values())).values()))["count"]
@@ -222,7 +248,12 @@ def better(result: dict[str, Any], which: str, a: str, b: str) -> int:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The tables for the cards."""
-    text = []
+    text = ["| file | trained by commit | SHA-256 |", "|---|---|---|"]
+    text += [
+        f"| {file} | {result['commits'][file.removesuffix('.safetensors')]} | {digest} |"
+        for file, digest in result["weights"].items()
+    ]
+    text.append("")
     for which, rows in result["scores"].items():
         text += [f"{which}, {result['pairs'][which]} pairs:", ""]
         text += ["| | " + " | ".join(result["metrics"]) + " |"]
@@ -254,6 +285,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parse.add_argument("--seeds", type=int, default=3, help="downstream: networks of each row")
     given = parse.parse_args(words)
     from jaxfuse import experiments
+    from jaxfuse.config import UserError
 
     data, work = given.data.resolve(), given.work.resolve()
     try:
@@ -266,8 +298,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if "downstream" in given.names:
             result = downstream(data, work, given.steps, given.seeds)
             keep(result, DOWNSTREAM, downstream_lines(result))
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
+    except (BenchError, UserError) as error:
+        print(f"bench.pretrain: {error}", file=sys.stderr)
         return 1
     return 0
 

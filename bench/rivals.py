@@ -33,7 +33,8 @@ class Rival(NamedTuple):
     weights: str
     make: Callable[[ModuleType], Any]
     fuse: Callable[[Any, Any, Any], Any]
-    """(network, visible, infrared (1, 1, h, w) in [0, 1]) -> fused (h, w), as its test script."""
+    """(network, visible, infrared (1, 1, h, w) in [0, 1]) -> fused (h, w), as its test script makes
+    it."""
 
 
 RIVALS = {
@@ -47,16 +48,15 @@ RIVALS = {
         "Code/model.py",
         "Code/snapshots/IFCNN-MAX.pth",
         lambda code: code.myIFCNN(fuse_scheme=0),
-        # Its script reads gray pictures as three equal channels and averages what comes out.
-        lambda network, visible, infrared: network(
-            *(x.expand(-1, 3, -1, -1) for x in (visible, infrared))
-        )[0].mean(0),
+        lambda network, visible, infrared: _gray_8bit(
+            network(*(x.expand(-1, 3, -1, -1) for x in (visible, infrared)))[0]
+        ),
     ),
     "DATFuse": Rival(
         "Networks/network.py",
         "model_10.pth",
         lambda code: code.MODEL(in_channel=2),
-        lambda network, visible, infrared: network(_stacked(infrared, visible))[0, 0],
+        lambda network, visible, infrared: _8bit(network(_stacked(infrared, visible))[0, 0]),
     ),
 }
 
@@ -65,6 +65,20 @@ def _stacked(*images: Any) -> Any:
     import torch
 
     return torch.cat(images, 1)
+
+
+def _8bit(image: Any) -> Any:
+    """Levels of 0 to 255 by cutting off what follows the point, as two of the scripts do.
+
+    Clamped first: DATFuse's script lets levels beyond 255 begin again at 0, which nobody means.
+    """
+    return (255.0 * image.clamp(0.0, 1.0)).floor() / 255.0
+
+
+def _gray_8bit(rgb: Any) -> Any:
+    """(3, h, w) to luma, both in 8 bits: IFCNN's script gives gray pictures so."""
+    red, green, blue = _8bit(rgb)
+    return (255.0 * (0.299 * red + 0.587 * green + 0.114 * blue)).round() / 255.0
 
 
 @contextlib.contextmanager
@@ -168,7 +182,11 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
     from jaxfuse.data.folders import open_folders
     from jaxfuse.ops import color
 
-    networks = {name: network(rivals, name) for name in found(rivals) if has_weights(rivals, name)}
+    there = found(rivals)
+    networks = {name: network(rivals, name) for name in there if has_weights(rivals, name)}
+    if not networks:
+        lacking = ", ".join(str(rivals / name / RIVALS[name].weights) for name in there)
+        raise BenchError(f"--rivals {rivals}: no weights to fuse with: add {lacking}")
     for which in SETS:
         split = data / "splits" / f"{which}.txt"
         pairs = open_folders(str(data / which.split("_")[0]), split=str(split) * split.exists())
@@ -179,7 +197,8 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
                 image = np.clip(fuse(luma, pair.infrared[:, :, 0]), 0.0, 1.0)
                 path = out / which / name / f"{pair.stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8))
+                if not cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8)):
+                    raise BenchError(f"{path}: cannot be written: see to space and permissions")
         print(f"{which}: {len(pairs)} pairs", file=sys.stderr)
 
 

@@ -27,9 +27,13 @@ class Network(torch.nn.Module):
         image = images[0] if len(images) == 1 else torch.maximum(*images)
         return self.scale * self.drop(image)[:, -1:]
 
+class Colours(Network):
+    def forward(self, *images):
+        return super().forward(*images) * torch.tensor([4.0, 1.0, 0.5])[:, None, None]
+
 def myIFCNN(fuse_scheme):
     assert models.resnet101(pretrained=True).conv1.out_channels == 64
-    return Network()
+    return Colours()
 
 def MODEL(in_channel):
     return Network()
@@ -55,14 +59,18 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_is_called_as_its_own_script_does(checkouts: Path) -> None:
     visible, infrared = np.random.default_rng(0).random((2, 5, 7), np.float32)
+    larger = np.maximum(visible, infrared)
+    channels = [np.floor(np.minimum(255 * gain * larger, 255)) for gain in (2.0, 0.5, 0.25)]
+    gray = np.rint(0.299 * channels[0] + 0.587 * channels[1] + 0.114 * channels[2])
     expected = {
-        "SeAFusion": np.maximum(visible, infrared),  # random weights are 1 here
-        "IFCNN": 0.5 * np.maximum(visible, infrared),
-        "DATFuse": 0.5 * visible,  # its input's second channel
+        "SeAFusion": larger,  # random weights are 1 here
+        "IFCNN": gray / 255,
+        "DATFuse": np.floor(255 * 0.5 * visible) / 255,  # its input's second channel
     }
     assert rivals.found(checkouts) == list(expected)
     for name, image in expected.items():
-        np.testing.assert_allclose(rivals.network(checkouts, name)(visible, infrared), image)
+        found = rivals.network(checkouts, name)(visible, infrared)
+        np.testing.assert_allclose(found, image, atol=1e-6)
     told = rivals.facts(checkouts)
     assert set(told["IFCNN"]) == {"network", "weights"} and set(told["SeAFusion"]) == {"network"}
 
@@ -96,11 +104,17 @@ def test_pictures_of_every_set(checkouts: Path, tmp_path: Path) -> None:
     names = ("DATFuse", "IFCNN")
     validation = [f"{w}/{n}/2.png" for w in ("msrs_val", "roadscene_val") for n in names]
     assert made == sorted([*validation, *(f"tno/{n}/{s}.png" for n in names for s in "12")])
-    fused = cv2.imread(str(tmp_path / "out" / "tno" / "IFCNN" / "1.png"), cv2.IMREAD_UNCHANGED)
-    assert fused.shape == (8, 10) and np.all(fused == 100)
+    fused = cv2.imread(str(tmp_path / "out" / "tno" / "DATFuse" / "1.png"), cv2.IMREAD_UNCHANGED)
+    assert fused.shape == (8, 10) and np.all(fused == 50)
     asked = pretrain.protocol(data, tmp_path / "out")
     assert 'name = "IFCNN"' in asked and 'name = "crossfuse"' in asked
     assert asked.count("split = ") == 2 and asked.count('role = "out"') == 1
+
+
+def test_checkouts_without_weights_make_no_pictures(checkouts: Path, tmp_path: Path) -> None:
+    (tmp_path / "SeAFusion").symlink_to(checkouts / "SeAFusion")
+    with pytest.raises(BenchError, match=r"no weights to fuse with: add .*fusionmodel_final\.pth"):
+        rivals.pictures(tmp_path, tmp_path, tmp_path / "out")
 
 
 def test_scores_are_told_and_counted() -> None:
@@ -110,10 +124,12 @@ def test_scores_are_told_and_counted() -> None:
         "plain": {"EN": [1.0, 0.5, 1.5]},
     }
     result = {"metrics": ["EN", "SD"], "scores": {"tno": cells}, "pairs": {"tno": 17}}
+    result |= {"weights": {"ours.safetensors": "0f"}, "commits": {"ours": "1234567"}}
     assert pretrain.better(result, "tno", "ours", "theirs") == 1
     told = pretrain.lines(result)
-    assert told[0] == "tno, 17 pairs:"
-    assert told[2] == "| | EN | SD |"
-    assert told[4] == "| ours | 2 (1 to 3) | 5 (4 to 6) |"
-    assert told[6] == "| plain | 1 (0.5 to 1.5) | - |"
+    assert told[2] == "| ours.safetensors | 1234567 | 0f |"
+    assert told[4] == "tno, 17 pairs:"
+    assert told[6] == "| | EN | SD |"
+    assert told[8] == "| ours | 2 (1 to 3) | 5 (4 to 6) |"
+    assert told[10] == "| plain | 1 (0.5 to 1.5) | - |"
     assert json.loads(json.dumps(result)) == result

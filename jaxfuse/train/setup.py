@@ -345,7 +345,8 @@ def remarks(experiment: Experiment, data: Data) -> list[str]:
 def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tuple[Model, Method]:
     """The network and the way to train it. Raises WeightsError for a start that does not fit.
 
-    read_start: read the weights that the config names; without, shapes are right and values not.
+    read_start: read the weights that the config names to start from; without, shapes are right and
+    values not. A teacher's file is read all the same: only it says which network that is.
     """
     config = experiment.model
     model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
