@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import faults, loader, plan, pretrain, scaling, ssvif
+from bench import faults, loader, plan, pretrain, scaling, ssvif, summary
 
 REPO = Path(__file__).parents[1]
 RESULTS = REPO / "bench" / "results"
@@ -28,6 +28,14 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("launch/README.md", "faults"): ("processes/faults.json", faults.lines),
 }
 """Page and mark on it -> result, how it is told."""
+PAGE = "docs/performance.md"
+SUMMARIES: dict[tuple[str, str], tuple[tuple[str, ...], Callable[..., list[str]]]] = {
+    (PAGE, "goals"): (summary.ASKED, summary.goals),
+    (PAGE, "floors"): (("fuse", "step", "realtime", "windowed"), summary.floors),
+    (PAGE, "changes"): (summary.CHANGED, summary.changes),
+    (PAGE, "precision"): (("precision",), summary.precision),
+}
+"""The same, of several subjects measured on a processor."""
 
 
 def with_table(page: str, mark: str) -> str:
@@ -35,12 +43,20 @@ def with_table(page: str, mark: str) -> str:
     begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
     head, rest = (REPO / page).read_text(encoding="utf8").split(begin)
     _, tail = rest.split(end)
-    file, told = TABLES[page, mark]
-    result = json.loads((RESULTS / file).read_text(encoding="utf8"))
-    return head + begin + "\n".join(told(result)) + "\n" + end + tail
+    if (page, mark) in TABLES:
+        file, told = TABLES[page, mark]
+        lines = told(read(file))
+    else:
+        subjects, told = SUMMARIES[page, mark]
+        lines = told({subject: read(f"{subject}-cpu.json") for subject in subjects})
+    return head + begin + "\n".join(lines) + "\n" + end + tail
 
 
-@pytest.mark.parametrize(("page", "mark"), TABLES)
+def read(file: str) -> dict[str, Any]:
+    return json.loads((RESULTS / file).read_text(encoding="utf8"))
+
+
+@pytest.mark.parametrize(("page", "mark"), [*TABLES, *SUMMARIES])
 def test_the_page_shows_what_was_measured(page: str, mark: str) -> None:
     text = (REPO / page).read_text(encoding="utf8")
     assert text == with_table(page, mark), "run `python tests/test_doc_tables.py`"
@@ -57,7 +73,7 @@ def test_runs_that_were_broken_lost_nothing() -> None:
 
 
 def test_lite_is_better_than_published_networks_on_most_metrics() -> None:
-    result = json.loads((RESULTS / "weights" / "scores.json").read_text(encoding="utf8"))
+    result = read("weights/scores.json")
     sums = (REPO / "jaxfuse" / "pretrained" / "SHA256SUMS").read_text(encoding="utf8")
     assert "".join(f"{h}  {name}\n" for name, h in result["weights"].items()) == sums
     for which in ("roadscene_val", "msrs_val"):
@@ -66,5 +82,5 @@ def test_lite_is_better_than_published_networks_on_most_metrics() -> None:
 
 
 if __name__ == "__main__":
-    for each in TABLES:
+    for each in (*TABLES, *SUMMARIES):
         (REPO / each[0]).write_text(with_table(*each), encoding="utf8")

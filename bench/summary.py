@@ -1,0 +1,200 @@
+"""What docs/performance.md says in tables, made of bench/results: every number there is in a file.
+
+`tests/test_doc_tables.py` compares them, and writes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Results = Mapping[str, dict[str, Any]]
+"""Subject -> its result on a processor."""
+
+ASKED = "fuse", "step", "realtime", "video", "start"
+"""Subjects whose goals are the package's."""
+CHANGED = "depthwise", "dense", "fuse", "step", "windowed", "windows", "realtime", "video"
+"""Subjects that changes are measured by."""
+
+
+def goals(results: Results) -> list[str]:
+    """What was asked for and what was reached."""
+    table = ["| subject | what | asked | reached | |", "|---|---|---|---|---|"]
+    for subject, result in results.items():
+        for goal in result["goals"]:
+            met = "" if goal["met"] else "**missed**"
+            table.append(
+                f"| {subject} | {goal['what']} | {goal['goal']} | {goal['measured']:.3g} | {met} |"
+            )
+    return table
+
+
+def floors(results: Results) -> list[str]:
+    """How far everything is from its floor."""
+    table = ["| subject | side | time | floor | times its floor |", "|---|---|---|---|---|"]
+    for subject, result in results.items():
+        for name, side in result["sides"].items():
+            if "gap" not in side:
+                continue
+            took, least = (1e3 * x for x in (side["median_seconds"], side["floor"]["seconds"]))
+            bound = side["floor"]["bound"]
+            table.append(
+                f"| {subject} | {name} | {took:.3g} ms | {least:.3g} ms ({bound}) | "
+                f"{side['gap']:.2g} |"
+            )
+    return table
+
+
+class Change(NamedTuple):
+    """Something that was tried."""
+
+    what: str
+    expected: str
+    subject: str
+    measured: Callable[[dict[str, Any]], str]
+    outcome: str
+
+
+def _times(pair: str) -> Callable[[dict[str, Any]], str]:
+    def told(result: dict[str, Any]) -> str:
+        found = result["ratios"][pair]["time"]
+        return f"{found['median']:.2f} times ({found['lowest']:.2f} to {found['highest']:.2f})"
+
+    return told
+
+
+def _frames(side: str) -> Callable[[dict[str, Any]], str]:
+    return lambda result: f"{1e3 * result['sides'][side]['median_seconds']:.3g} ms a call"
+
+
+def _recomputed(result: dict[str, Any]) -> str:
+    found = result["ratios"]["ours / ours, nothing recomputed"]
+    return (
+        f"{found['time']['median']:.2f} times as long, {found['peak_rss']:.2f} times the memory, "
+        "as keeping everything"
+    )
+
+
+CHANGES = (
+    Change(
+        "depthwise 3x3 as nine shifted products instead of XLA's grouped convolution",
+        "several times faster",
+        "depthwise",
+        _times("forward, grouped / forward, shifted"),
+        "taken on processors and TPUs; GPUs keep cuDNN's",
+    ),
+    Change(
+        "its gradient over eight columns at a time, instead of nine sums",
+        "vectorised sums",
+        "depthwise",
+        _times("kernel, nine sums / kernel, shifted"),
+        "taken",
+    ),
+    Change(
+        "gradient of the dense 3x3 kernel in bands of rows that stay in cache",
+        "twice as fast",
+        "dense",
+        _times("derived / bands"),
+        "taken on processors",
+    ),
+    Change(
+        "exact strips of windows of 96x96 instead of the whole image",
+        "no page faults, a third of the memory",
+        "fuse",
+        _times("whole / strips"),
+        "taken on processors",
+    ),
+    Change(
+        "windows of 96x96 instead of 128x160",
+        "temporary arrays below 32 MiB, which glibc does not map anew",
+        "windows",
+        _times("windows of 128x160 / windows of 96x96"),
+        "taken",
+    ),
+    Change(
+        "blocks computed again in the backward pass",
+        "half the memory for a third more time",
+        "step",
+        _recomputed,
+        "taken on processors (`model.remat`)",
+    ),
+    Change(
+        "sums of the attention: q with k and squares apart, instead of all with all",
+        "40 % less of this part",
+        "windowed",
+        _times("sums whole / sums products"),
+        "taken",
+    ),
+    Change(
+        "dense 3x3 by gathered columns and one product",
+        "a product may beat the convolution",
+        "windowed",
+        lambda result: _times("dense columns / dense convolution")(result) + " as long",
+        "not taken",
+    ),
+    Change(
+        "dense 3x3 by three gathered columns and three products",
+        "less to copy",
+        "windowed",
+        lambda result: _times("dense rows / dense convolution")(result) + " as long",
+        "not taken",
+    ),
+    Change(
+        "pad normalised features, 65 channels, before expanding them, instead of afterwards",
+        "25 % less of a block",
+        "windowed",
+        lambda result: _times("block padded / block ours")(result) + " as long",
+        "not taken: small, and the backward pass would need its own form",
+    ),
+    Change(
+        "`lite`: convolutions of 16 channels on squares of 2x2 and of 64 on 8x8",
+        "25 frames a second need 40 ms",
+        "realtime",
+        _frames("lite"),
+        "taken",
+    ),
+    Change(
+        "colours split off and put back by one compiled program with the network",
+        "a few ms beside the network",
+        "realtime",
+        _frames("picture"),
+        "taken",
+    ),
+    Change(
+        "videos: the stored luma plane goes to the network, chroma is not touched; reading, fusing "
+        "and writing overlap",
+        "below 10 ms a frame beside the network",
+        "video",
+        lambda result: f"{result['goals'][0]['measured']:.3g} frames a second, file to file",
+        "taken",
+    ),
+)
+
+
+def changes(results: Results) -> list[str]:
+    """What was tried, what was expected, measured and decided."""
+    table = ["| change | expected | measured | result | outcome |", "|---|---|---|---|---|"]
+    for each in CHANGES:
+        told = each.measured(results[each.subject])
+        table.append(
+            f"| {each.what} | {each.expected} | {told} | `{each.subject}-cpu.json` | "
+            f"{each.outcome} |"
+        )
+    return table
+
+
+def precision(results: Results) -> list[str]:
+    """bfloat16 against float32."""
+    result = results["precision"]
+    table = [
+        "| network | largest difference, grey levels | mean | float32 / bfloat16, time |",
+        "|---|---|---|---|",
+    ]
+    for network in ("crossfuse", "lite"):
+        off = result["agreement"]
+        times = result["ratios"][f"{network} float32 / {network} bfloat16"]["time"]["median"]
+        table.append(
+            f"| {network} | {off[f'{network}, largest difference in grey levels']:.2f} | "
+            f"{off[f'{network}, mean difference in grey levels']:.3f} | {times:.2f} |"
+        )
+    return table
