@@ -23,11 +23,24 @@ def _pair(options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return visible, infrared
 
 
+def work_of(shape: tuple[int, ...], moved: int) -> dict[str, Any]:
+    """What a floor is made of: operations of lite on images of that shape, bytes to and fro."""
+    import jax
+
+    from bench.floor import operations
+    from jaxfuse import models
+
+    model = models.create("lite")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct(shape, np.float32)
+    count = operations(lambda *a: model.apply(*a).image, params, image, image)
+    return {"operations": count.total, "bytes": moved}
+
+
 def network(options: dict[str, Any]) -> Work:
     """The network, luma and infrared in, fused luma out; on an accelerator arrays stay on it."""
     import jax
 
-    from bench.floor import operations
     from jaxfuse import models
     from jaxfuse.infer.tiles import compiled
 
@@ -48,10 +61,7 @@ def network(options: dict[str, Any]) -> Work:
             np.asarray(result)
 
     def finish() -> dict[str, Any]:
-        shape = jax.ShapeDtypeStruct(visible.shape, np.float32)
-        count = operations(lambda *a: model.apply(*a).image, params, shape, shape)
-        # Two images are read and one is written.
-        return {"dtype": options["dtype"], "operations": count.total, "bytes": 3 * visible.nbytes}
+        return {"dtype": options["dtype"], **work_of(visible.shape, 3 * visible.nbytes)}
 
     return Work(run, finish=finish)
 
@@ -67,7 +77,12 @@ def picture(options: dict[str, Any]) -> Work:
     fuser = Fuser("lite", model.init(jax.random.key(0)), {}, model)
     visible, infrared = (np.rint(255 * x).astype(np.uint8) for x in _pair(options))
     colour = np.stack([visible, visible[::-1], visible[:, ::-1]], -1)
-    return Work(lambda: fuser(colour, infrared))
+    # Colours and infrared are read, colours are written.
+    moved = 2 * colour.nbytes + infrared.nbytes
+    return Work(
+        lambda: fuser(colour, infrared),
+        finish=lambda: work_of((1, *options["size"], 1), moved),
+    )
 
 
 def rival(options: dict[str, Any]) -> Work:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench import record
+from bench.realtime import work_of
 from bench.record import Run
 from bench.sides import Side, Work
 
@@ -50,7 +51,11 @@ def job(options: dict[str, Any]) -> Work:
     def run() -> None:
         done[:] = [fuse_videos(*places, fuser, overwrite=True).frames]
 
-    return Work(run, finish=lambda: {"frames": done[0]})
+    def finish() -> dict[str, Any]:
+        one = work_of((1, *options["size"], 1), 3 * pair.infrared[:, :, 0].size)
+        return {"frames": done[0], **{name: done[0] * x for name, x in one.items()}}
+
+    return Work(run, finish=finish)
 
 
 def measure(run: Run, rates: dict[str, Any] | None = None) -> list[dict[str, Any]]:

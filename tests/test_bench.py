@@ -384,6 +384,7 @@ def test_a_wrong_command_says_what_to_do(
 @pytest.mark.slow
 def test_subjects_run_from_end_to_end(tmp_path: Path) -> None:
     names = ["topk", "gamma", "synthetic", "loader", "depthwise", "dense"]
+    names += ["realtime", "video", "start"]
     assert command_line.main([*names, "--tiny", "--out", str(tmp_path)]) == 0
     for name in names:
         found = json.loads((tmp_path / f"{name}-cpu-tiny.json").read_text(encoding="utf8"))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench import faults, loader, plan, pretrain, scaling, ssvif, summary
+from jaxfuse import weights
 
 REPO = Path(__file__).parents[1]
 RESULTS = REPO / "bench" / "results"
@@ -31,7 +33,7 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
 PAGE = "docs/performance.md"
 SUMMARIES: dict[tuple[str, str], tuple[tuple[str, ...], Callable[..., list[str]]]] = {
     (PAGE, "goals"): (summary.ASKED, summary.goals),
-    (PAGE, "floors"): (("fuse", "step", "realtime", "windowed"), summary.floors),
+    (PAGE, "floors"): (("fuse", "step", "realtime", "video", "windowed"), summary.floors),
     (PAGE, "changes"): (summary.CHANGED, summary.changes),
     (PAGE, "precision"): (("precision",), summary.precision),
 }
@@ -70,6 +72,12 @@ def test_runs_that_were_broken_lost_nothing() -> None:
     assert len(result["kills"]["at_steps"]) == 20 and result["kills"]["same_end"]
     assert [goal["met"] for goal in result["goals"]] == [True]
     assert "+" not in result["versions"]["commit"] and "/tmp" not in text and "/home" not in text
+
+
+def test_packaged_weights_say_which_commit_made_them() -> None:
+    for name in weights.packaged():
+        commit = weights.load_weights(name).metadata["commit"]
+        assert re.fullmatch("[0-9a-f]{7,40}", commit), (name, commit)
 
 
 def test_lite_is_better_than_published_networks_on_most_metrics() -> None:
