@@ -6,7 +6,8 @@
 #
 # DATA holds roadscene, msrs, tno and splits. Without names all three are done, in this order. What
 # has been trained is continued when called again with the same WORK (default: runs/once).
-# PYTHON names the interpreter (default python3); TINY=--tiny only checks that measuring runs.
+# PYTHON names the interpreter (default python3); WHEELS a folder of wheels that it lacks, for machines
+# without a network; TINY=--tiny only checks that measuring runs.
 set -euo pipefail
 
 fail() { echo "once.sh: $1" >&2; exit 1; }
@@ -19,6 +20,10 @@ root=$(realpath "$(dirname "$0")/..")
 cd "$root"
 python=${PYTHON:-python3} work=${WORK:-runs/once}
 export PYTHONPATH=$root PYTHONUNBUFFERED=1
+
+if [ -n "${WHEELS:-}" ]; then
+  "$python" -m pip install -q --no-index --no-deps "$WHEELS"/*.whl
+fi
 
 measure() {
   # shellcheck disable=SC2086  # TINY is an option or nothing.

@@ -31,6 +31,7 @@ PRESETS = {
     "crossfuse": "packaged_crossfuse",
     "crossfuse_published": "packaged_crossfuse_published",
     "lite": "packaged_lite",
+    "lite_taught": "packaged_lite_taught",
 }
 """What can be trained -> its preset; the weights bear the network's name."""
 TAUGHT: dict[str, dict[str, dict[str, Any]]] = {
