@@ -13,6 +13,7 @@ import numpy as np
 from jaxfuse import weights as weight_files
 from jaxfuse.config import UserError
 from jaxfuse.data.images import pseudo_colour
+from jaxfuse.infer.levels import Stretch, program
 from jaxfuse.infer.sharded import fuse_sharded
 from jaxfuse.infer.strips import fuse_strips
 from jaxfuse.infer.tiles import compiled, fuse_tiles
@@ -21,7 +22,6 @@ from jaxfuse.ops import color
 from jaxfuse.shapes import Array, Params
 
 Way = Literal["auto", "whole", "strips", "devices", "tiles"]
-Stretch = Literal["none", "minmax"]
 
 DEFAULT_WEIGHTS = "lite"
 """The packaged weights used where none are named."""
@@ -135,25 +135,42 @@ def fuse(
             raise ImageError(f"{what} = {value!r}: choose one of {', '.join(known)}")
     fuser = _fuser(weights)
     visible, infrared = np.asarray(visible), np.asarray(infrared)
-    rgb = _unit(visible, "visible", (1, 3, 4))[..., :3]
-    heat = _one_channel(_unit(infrared, "infrared", (1, 3, 4))[..., :3])
+    rgb = _checked(visible, "visible", (1, 3, 4))[..., :3]
+    heat = _one_channel(_checked(infrared, "infrared", (1, 3, 4))[..., :3])
     if rgb.shape[:2] != heat.shape[:2]:
         raise ImageError(
             f"visible is {rgb.shape[0]} x {rgb.shape[1]} and infrared {heat.shape[0]} x "
             f"{heat.shape[1]} pixels (height x width): register the pair, both must cover the same "
             "pixels"
         )
-    luma = np.asarray(color.luma(rgb))
-    fused = _fuse_luma(fuser, luma, heat, method)[:, :, None]
+    if chosen(fuser.model, heat.size, method) == "whole" and heat.size <= RECOLOUR_PIXELS:
+        levels = (np.float32((0.0, _white(x))) for x in (rgb, heat))
+        run = program(fuser.model, stretch)
+        result = np.asarray(run(fuser.params, rgb, heat[:, :, 0], *levels)).astype(visible.dtype)
+    else:
+        result = _in_parts(fuser, _unit(rgb), _unit(heat), method, stretch, visible.dtype)
+    return result if result.shape[2] == 3 else result[:, :, 0]
+
+
+def _in_parts(
+    fuser: Fuser,
+    rgb: np.ndarray,
+    heat: np.ndarray,
+    method: Way,
+    stretch: Stretch,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """The fused picture, (h, w, c) in `dtype`, where one program would take too much memory."""
+    fused = _fuse_luma(fuser, np.asarray(color.luma(rgb)), heat, method)[:, :, None]
     if stretch == "minmax":
         low, high = float(fused.min()), float(fused.max())
         fused = (fused - low) / (high - low) if high > low else fused
-    result = np.empty(rgb.shape, visible.dtype)
+    result = np.empty(rgb.shape, dtype)
     rows = max(1, RECOLOUR_PIXELS // rgb.shape[1])
     for first in range(0, rgb.shape[0], rows):
         part = slice(first, first + rows)
-        result[part] = _as_dtype(color.replace_luma(rgb[part], fused[part]), visible.dtype)
-    return result if result.shape[2] == 3 else result[:, :, 0]
+        result[part] = _as_dtype(color.replace_luma(rgb[part], fused[part]), dtype)
+    return result
 
 
 def _as_dtype(image: Array, dtype: np.dtype) -> np.ndarray:
@@ -186,8 +203,8 @@ def _fuse_luma(fuser: Fuser, luma: np.ndarray, infrared: np.ndarray, method: Way
     return np.asarray(compiled(fuser.model)(fuser.params, luma[None], infrared[None]))[0, :, :, 0]
 
 
-def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray:
-    """float32 (h, w, c) in [0, 1]."""
+def _checked(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray:
+    """(h, w, c) as stored: uint8, uint16, or float32 in [0, 1]."""
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in channels or 0 in image.shape:
@@ -196,7 +213,7 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
             f"with channels in {channels}"
         )
     if image.dtype == np.uint8 or image.dtype == np.uint16:
-        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+        return image
     if not np.issubdtype(image.dtype, np.floating):
         raise ImageError(f"{name} has dtype {image.dtype}: give uint8, uint16, or float in [0, 1]")
     bad = int(np.count_nonzero(~np.isfinite(image)))
@@ -211,9 +228,21 @@ def _unit(image: np.ndarray, name: str, channels: tuple[int, ...]) -> np.ndarray
     return np.clip(image, 0.0, 1.0).astype(np.float32)
 
 
+def _white(stored: np.ndarray) -> float:
+    """The level that stands for 1."""
+    return float(np.iinfo(stored.dtype).max) if stored.dtype.kind == "u" else 1.0
+
+
+def _unit(stored: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1]."""
+    return stored.astype(np.float32) / np.float32(_white(stored))
+
+
 def _one_channel(infrared: np.ndarray) -> np.ndarray:
+    """(h, w, 1), as stored; the mean of three channels in float32."""
     if infrared.shape[2] == 1:
         return infrared
+    infrared = _unit(infrared)
     worst = pseudo_colour(infrared)
     if worst is not None:
         raise ImageError(
