@@ -186,13 +186,13 @@ def test_every_frame_is_fused_and_keeps_its_colours(tmp_path, pair, fuser):
     summary = fuse_videos(infrared, visible, tmp_path / "out.mkv", fuser, codec="ffv1")
     assert (summary.target, summary.frames, summary.notes) == (tmp_path / "out.mkv", 6, [])
     assert names(tmp_path) == {"ir.mkv", "vi.mkv", "out.mkv"}
-    for found, seen, heat in zip(
+    for found, luma, infrared_luma in zip(
         read_planes(summary.target), read_planes(visible), read_planes(infrared), strict=True
     ):
-        unit = np.clip((seen.astype(np.float32) - 16) / 219, 0, 1)
-        wanted = 16 + 219 * fuse(unit, heat.astype(np.float32) / 255, fuser)
+        unit = np.clip((luma.astype(np.float32) - 16) / 219, 0, 1)
+        wanted = 16 + 219 * fuse(unit, infrared_luma.astype(np.float32) / 255, fuser)
         assert np.abs(found - wanted).max() <= 0.51
-        assert np.abs(found.astype(int) - seen).max() > 20
+        assert np.abs(found.astype(int) - luma).max() > 20
     for index in (1, 2):
         for found, seen in zip(
             read_planes(summary.target, index), read_planes(visible, index), strict=True
@@ -295,17 +295,17 @@ def write_frames(path: Path, given: list[av.VideoFrame], codec: str, full: bool 
 def test_rgb_videos_are_fused_like_pictures(tmp_path, fuser):
     rng = np.random.default_rng(0)
     rgb = rng.integers(60, 190, (HEIGHT, WIDTH, 3), np.uint8)
-    heat = rng.integers(0, 255, (HEIGHT, WIDTH), np.uint8)
+    levels = rng.integers(0, 255, (HEIGHT, WIDTH), np.uint8)
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="bgr0")
     visible = write_frames(tmp_path / "vi.mkv", [frame], "ffv1")
-    gray = av.VideoFrame.from_ndarray(np.repeat(heat[:, :, None], 3, 2), format="rgb24")
+    gray = av.VideoFrame.from_ndarray(np.repeat(levels[:, :, None], 3, 2), format="rgb24")
     infrared = write_frames(tmp_path / "ir.mkv", [gray.reformat(format="bgr0")], "ffv1")
     fuse_videos(infrared, visible, tmp_path / "out.mkv", fuser, codec="ffv1")
     with av.open(str(tmp_path / "out.mkv")) as container:
         found = next(container.decode(video=0))
         assert (found.format.name, found.color_range, found.colorspace) == ("yuv444p", 1, 6)
         found = found.to_ndarray(format="rgb24").astype(int)
-    wanted = fuse(rgb, heat, fuser).astype(int)
+    wanted = fuse(rgb, levels, fuser).astype(int)
     # Where no RGB colour has that luma, pictures lose saturation and videos clip.
     inside = ((wanted > 8) & (wanted < 247)).all(2)
     assert inside.mean() > 0.5
@@ -343,13 +343,13 @@ def test_odd_sizes_stay(tmp_path, size):
 def test_no_flicker(tmp_path, fuser):
     """Where nothing changes nothing changes, whatever one pixel does."""
     rng = np.random.default_rng(3)
-    seen, heat = (rng.integers(20, 230, (HEIGHT, WIDTH)) for _ in range(2))
-    seens, heats = [seen.copy() for _ in range(5)], [heat.copy() for _ in range(5)]
+    both = rng.integers(20, 230, (2, HEIGHT, WIDTH))
+    visible_lumas, infrared_lumas = ([luma.copy() for _ in range(5)] for luma in both)
     for number, level in enumerate((0, 255, 128, 255, 3)):
-        seens[number][10, 10] = heats[number][10, 10] = level
-    colours = [_neutral(luma, "yuv420p") for luma in seens]
+        visible_lumas[number][10, 10] = infrared_lumas[number][10, 10] = level
+    colours = [_neutral(luma, "yuv420p") for luma in visible_lumas]
     visible = write_frames(tmp_path / "vi.mkv", colours, "ffv1", full=True)
-    infrared = write_infrared(tmp_path / "ir.mkv", heats)
+    infrared = write_infrared(tmp_path / "ir.mkv", infrared_lumas)
     fuse_videos(infrared, visible, tmp_path / "out.mkv", fuser, codec="ffv1")
     found = np.stack(read_planes(tmp_path / "out.mkv")).astype(int)
     changed = np.ptp(found, axis=0) > 0
@@ -372,8 +372,8 @@ def test_stretches_that_would_flicker(tmp_path, pair, fuser):
     for how, ends in (("minmax", (900, 1700)), ("percentile", (1000, 1400))):
         summary = fuse_videos(infrared, visible, out, INFRARED, infrared_stretch=how, **options)
         assert summary.notes == []
-        for found, heat in zip(read_planes(out), low, strict=True):
-            wanted = 255 * np.clip((heat - ends[0]) / (ends[1] - ends[0]), 0, 1)
+        for found, luma in zip(read_planes(out), low, strict=True):
+            wanted = 255 * np.clip((luma - ends[0]) / (ends[1] - ends[0]), 0, 1)
             assert np.abs(found - wanted).max() <= 0.51
 
 
@@ -452,8 +452,8 @@ def test_a_turned_video_stays_turned(tmp_path, ending):
         assert (second.height, second.width) == (HEIGHT, WIDTH)
     # The upright infrared picture lies in the turned one as the visible one does.
     upright = np.rot90(read_planes(out)[0], first.rotation // 90)
-    heat = 16 + read_planes(infrared)[0] * (219 / 255)
-    assert np.abs(upright - heat).mean() < 3
+    wanted = 16 + read_planes(infrared)[0] * (219 / 255)
+    assert np.abs(upright - wanted).mean() < 3
 
 
 def test_turns_that_cannot_be(tmp_path, fuser):
@@ -653,21 +653,21 @@ def test_frames_are_matched_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("match", ["time", "number"])
-@pytest.mark.parametrize(("seen", "heat"), [(20, 12), (12, 20)])
-def test_the_result_ends_where_either_does(tmp_path, match, seen, heat):
-    visible = write_video(tmp_path / "vi.mkv", seen, full=True, sound="flac")
-    infrared = flat_infrared(tmp_path / "ir.mkv", heat)
+@pytest.mark.parametrize(("visible_count", "infrared_count"), [(20, 12), (12, 20)])
+def test_the_result_ends_where_either_does(tmp_path, match, visible_count, infrared_count):
+    visible = write_video(tmp_path / "vi.mkv", visible_count, full=True, sound="flac")
+    infrared = flat_infrared(tmp_path / "ir.mkv", infrared_count)
     out = tmp_path / "out.mkv"
     summary = fuse_videos(infrared, visible, out, INFRARED, codec="ffv1", match=match)
     assert levels_of(out) == [2 * i + 20 for i in range(12)]
     (note,) = summary.notes
-    longer = "vi.mkv" if seen > heat else "ir.mkv"
+    longer = "vi.mkv" if visible_count > infrared_count else "ir.mkv"
     assert f"{longer} goes on" in note and "0.48 s" in note
     end = Fraction(12, RATE)
     before, after = read_sound(visible), read_sound(out)
     assert after == before[: len(after)]
     assert after[-1][0] >= end - Fraction(1, 20)
-    if seen > heat:
+    if visible_count > infrared_count:
         assert after[-1][0] < end + Fraction(1, 10) < before[-1][0]
 
 
@@ -998,10 +998,11 @@ def test_frames_are_fused_as_pictures_are(fuser, dtype, colour, method):
             return rng.random(shape, np.float32)
         return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
-    seen, heat = [make(shape) for _ in range(4)], [make(shape[:2]) for _ in range(4)]
-    found = list(video.fuse_frames(iter(seen), iter(heat), fuser, method=method))
+    given = [(make(shape), make(shape[:2])) for _ in range(4)]
+    streams = (iter(stream) for stream in zip(*given, strict=True))
+    found = list(video.fuse_frames(*streams, fuser, method=method))
     assert len(found) == 4
-    for result, visible, infrared in zip(found, seen, heat, strict=True):
+    for result, (visible, infrared) in zip(found, given, strict=True):
         wanted = fuse(visible, infrared, fuser, method=method)
         assert (result.shape, result.dtype) == (wanted.shape, wanted.dtype)
         step = 1e-5 if dtype == np.float32 else 1
@@ -1029,7 +1030,7 @@ def test_frames_are_read_ahead_and_no_further(fuser, ahead):
 
 def test_frames_that_cannot_be_fused(fuser):
     good = np.zeros((4, 6), np.uint8)
-    for seen, heat, message in (
+    for visible, infrared, message in (
         ([good], [good, good], "after 1 pairs one kind of frames ends"),
         ([good, good], [good], "after 1 pairs one kind of frames ends"),
         ([good, good], [good, good[1:]], r"frame 2: visible is 4 x 6 and infrared 3 x 6 pixels"),
@@ -1039,7 +1040,7 @@ def test_frames_that_cannot_be_fused(fuser):
         ([good], [good + np.float32("nan")], "infrared frame 1 spans nan to nan"),
     ):
         with pytest.raises(ImageError, match=message):
-            list(video.fuse_frames(seen, heat, fuser))
+            list(video.fuse_frames(visible, infrared, fuser))
     with pytest.raises(ImageError, match="ahead = -1"):
         next(video.fuse_frames([good], [good], fuser, ahead=-1))
 

@@ -190,7 +190,7 @@ class VideoReader:
         self._kind = (frame.width, frame.height, frame.format.name)
         # AVI numbers frames as they are stored, not as they are shown.
         self._counted = frame.pts is None or self._container.format.name == "avi"
-        self.form = planes.form_of(self.path, frame.format)
+        self.pixel_format = planes.pixel_format_of(self.path, frame.format)
         self.matrix = planes.display_matrix(frame)
 
     def _tagged_seconds(self) -> Fraction | None:
@@ -225,10 +225,10 @@ def infrared_range(path: Path, how: str, stop: threading.Event) -> tuple[float, 
     Once `stop` is set, those of what was read.
     """
     reader = VideoReader(path)
-    counts = np.zeros(2**reader.form.bits, np.int64)
+    counts = np.zeros(2**reader.pixel_format.bits, np.int64)
     try:
         for number, frame in enumerate(reader.items(), 1):
-            luma, _ = planes.infrared(path, frame, reader.form, number)
+            luma, _ = planes.infrared(path, frame, reader.pixel_format, number)
             counts += np.bincount(luma.ravel(), minlength=counts.size)
             if stop.is_set():
                 break

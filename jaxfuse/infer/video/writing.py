@@ -12,7 +12,7 @@ import av
 
 from jaxfuse.config.errors import require
 from jaxfuse.data.images import FileError
-from jaxfuse.infer.video.planes import FULL, LIMITED, STEPS, Form, coloured, levels
+from jaxfuse.infer.video.planes import FULL, LIMITED, STEPS, PixelFormat, coloured, levels
 from jaxfuse.infer.video.reading import VideoReader, words
 
 CRF = 18
@@ -20,7 +20,7 @@ PRESETS = (
     "ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split()  # noqa: SIM905
 )
 
-ENDINGS: dict[str, tuple[str, ...]] = {
+WRITTEN_EXTENSIONS: dict[str, tuple[str, ...]] = {
     ".mp4": ("libx264", "mpeg4"),
     ".m4v": ("libx264", "mpeg4"),
     ".mov": ("libx264", "mpeg4"),
@@ -28,7 +28,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     ".webm": ("libvpx-vp9",),
     ".avi": ("libx264", "mpeg4"),
 }
-"""Endings that are written, each with its encoders: the first one that there is."""
+"""File name endings that are written, each with its encoders: the first one that there is."""
 
 _TURN_LOST = {".avi"}
 _OF_FILES = ("encoder", "major_brand", "minor_version", "compatible_brands")
@@ -77,12 +77,12 @@ ENCODERS = {
 
 def encoder_for(target: Path, codec: str, crf: int | None, preset: str) -> str:
     """The encoder's name. Raises ConfigError or FileError for what cannot be."""
-    if target.suffix.lower() not in ENDINGS:
-        known = ", ".join(ENDINGS)
+    if target.suffix.lower() not in WRITTEN_EXTENSIONS:
+        known = ", ".join(WRITTEN_EXTENSIONS)
         raise FileError(target, f"ending {target.suffix!r}", f"for a video use one of {known}")
     require(codec == "auto" or codec in ENCODERS, "codec", codec, f"use {', '.join(ENCODERS)}")
     require(preset in PRESETS, "preset", preset, f"use one of {', '.join(PRESETS)}")
-    wanted = ENDINGS[target.suffix.lower()] if codec == "auto" else (codec,)
+    wanted = WRITTEN_EXTENSIONS[target.suffix.lower()] if codec == "auto" else (codec,)
     found = next((name for name in wanted if _there_is(name)), None)
     if found is None:
         remedy = f"choose another --codec; there are {', '.join(filter(_there_is, ENCODERS))}"
@@ -127,7 +127,7 @@ class VideoWriter:
         options = ENCODERS[codec].options(CRF if crf is None else crf, preset)
         self.notes: list[str] = []
         """What the result does not hold of the visible video."""
-        self.form = self._form(visible, codec, options)
+        self.pixel_format = self._pixel_format(visible, codec, options)
         try:
             self._container = av.open(str(path), "w", format=_muxer(self._ending))
         except (av.FFmpegError, OSError) as error:
@@ -143,33 +143,37 @@ class VideoWriter:
         kept = visible.metadata.items()
         self._container.metadata.update({k: v for k, v in kept if k.lower() not in _OF_FILES})
 
-    def _form(self, visible: VideoReader, codec: str, options: dict[str, str]) -> Form:
-        own, frame = visible.form, visible.first
+    def _pixel_format(
+        self, visible: VideoReader, codec: str, options: dict[str, str]
+    ) -> PixelFormat:
+        own, frame = visible.pixel_format, visible.first
         smallest = ENCODERS[codec].smallest
         if min(frame.width, frame.height) < smallest:
             found = f"{frame.width} x {frame.height} pixels, but {codec} needs {smallest} a side"
             raise FileError(self._target, found, "choose another --codec")
-        for form in _forms(own, codec):
-            if not _opens(codec, form, frame.width, frame.height, options):
+        for pixel_format in _pixel_formats(own, codec):
+            if not _opens(codec, pixel_format, frame.width, frame.height, options):
                 continue
-            odd = frame.width % 2 or frame.height % 2
-            if odd and own.colour != "gray" and form.colour != own.colour and not _lost(own, form):
+            lost = _lost(own, pixel_format)
+            odd = own.colour != "gray" and (frame.width % 2 or frame.height % 2)
+            if odd and pixel_format.colour != own.colour and not lost:
                 self.notes.append(
-                    f"{self._target}: written as {form.name}, which some players do not show: "
-                    f"{own.name} of {codec} has no {frame.width} x {frame.height} pixels"
+                    f"{self._target}: written as {pixel_format.name}, which some players do not "
+                    f"show: {own.name} of {codec} has no {frame.width} x {frame.height} pixels"
                 )
-            elif _lost(own, form):
+            elif lost:
                 self.notes.append(
-                    f"{self._target}: written as {form.name}: {codec} has no {own.name}, as "
-                    f"{visible.path} is"
+                    f"{self._target}: written as {pixel_format.name}: {codec} has no {own.name}, "
+                    f"as {visible.path} is"
                 )
-            return form
+            return pixel_format
         found = f"{codec} cannot encode {frame.width} x {frame.height} pixels as {own.name}"
         raise FileError(self._target, found, "choose another --codec (ffv1 in .mkv takes any)")
 
     def _prepare(self, visible: VideoReader, codec: str) -> None:
         stream, context, first = self._picture, self._picture.codec_context, visible.first
-        context.width, context.height, context.pix_fmt = first.width, first.height, self.form.name
+        context.width, context.height = first.width, first.height
+        context.pix_fmt = self.pixel_format.name
         # PyAV's default cuts each frame into slices, which makes files larger.
         context.thread_type = "AUTO"
         self._grid = self._ending == ".avi"
@@ -186,7 +190,7 @@ class VideoWriter:
         ratio = visible.pixel_ratio
         if ratio:
             context.sample_aspect_ratio = ratio
-        black, _ = levels(first, self.form.bits)
+        black, _ = levels(first, self.pixel_format.bits)
         context.color_range = LIMITED if black else FULL
         context.colorspace = 6 if coloured(first.format) else first.colorspace
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
@@ -205,7 +209,7 @@ class VideoWriter:
         return stream
 
     def frame(self, frame: av.VideoFrame) -> None:
-        """Appends a frame of `form`."""
+        """Appends a frame of `pixel_format`."""
         if self._grid:
             self._put_on_grid(frame)
         self._mux(self._encoded(frame))
@@ -274,37 +278,39 @@ def _muxer(ending: str) -> str:
     return {".mkv": "matroska", ".m4v": "mp4"}.get(ending, ending[1:])
 
 
-def _lost(own: Form, form: Form) -> bool:
-    if form.bits < own.bits:
+def _lost(own: PixelFormat, other: PixelFormat) -> bool:
+    if other.bits < own.bits:
         return True
     if own.colour == "gray":
         return False
-    return any(a > b for a, b in zip(STEPS[form.colour], STEPS[own.colour], strict=True))
+    return any(a > b for a, b in zip(STEPS[other.colour], STEPS[own.colour], strict=True))
 
 
-def _forms(own: Form, codec: str) -> Iterator[Form]:
+def _pixel_formats(own: PixelFormat, codec: str) -> Iterator[PixelFormat]:
     """What an encoder takes, the most fitting first."""
     offered = {pixels.name for pixels in av.Codec(codec, "w").video_formats or ()}
     # Few players show H.264 and the like without colours.
     gray = ["gray"] if own.colour == "gray" and codec == "ffv1" else []
-    known = [Form(c, bits) for c in (*gray, *STEPS) for bits in (8, 9, 10, 12, 14, 16)]
+    known = [PixelFormat(c, bits) for c in (*gray, *STEPS) for bits in (8, 9, 10, 12, 14, 16)]
 
-    def cost(form: Form) -> tuple[bool, bool, int, int]:
-        across, down = STEPS.get(form.colour, (1, 1))
-        if own.colour == form.colour:
+    def cost(other: PixelFormat) -> tuple[bool, bool, int, int]:
+        across, down = STEPS.get(other.colour, (1, 1))
+        if own.colour == other.colour:
             finer = 0
         elif own.colour == "gray":
-            finer = 16 - across * down if form.colour == "420" else 17 + across * down
+            finer = 16 - across * down if other.colour == "420" else 17 + across * down
         else:
             finer = 17 - across * down
-        return (_lost(own, form), form.bits < own.bits, finer, abs(form.bits - own.bits))
+        return (_lost(own, other), other.bits < own.bits, finer, abs(other.bits - own.bits))
 
-    yield from sorted((form for form in known if form.name in offered), key=cost)
+    yield from sorted((other for other in known if other.name in offered), key=cost)
 
 
-def _opens(codec: str, form: Form, width: int, height: int, options: dict[str, str]) -> bool:
+def _opens(
+    codec: str, pixel_format: PixelFormat, width: int, height: int, options: dict[str, str]
+) -> bool:
     context = av.CodecContext.create(codec, "w")
-    context.width, context.height, context.pix_fmt = width, height, form.name
+    context.width, context.height, context.pix_fmt = width, height, pixel_format.name
     context.time_base, context.options = Fraction(1, 25), options
     try:
         context.open()
