@@ -986,7 +986,9 @@ def test_only_video_files_need_pyav(repo, fresh_python):
 # Streams of frames
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64, np.longdouble]
+)
 @pytest.mark.parametrize("colour", [True, False])
 @pytest.mark.parametrize("method", ["auto", "tiles"])
 def test_frames_are_fused_as_pictures_are(fuser, dtype, colour, method):
@@ -994,8 +996,8 @@ def test_frames_are_fused_as_pictures_are(fuser, dtype, colour, method):
     shape = (HEIGHT, WIDTH, 3) if colour else (HEIGHT, WIDTH)
 
     def make(shape):
-        if dtype == np.float32:
-            return rng.random(shape, np.float32)
+        if np.issubdtype(dtype, np.floating):
+            return rng.random(shape, np.float32).astype(dtype)
         return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
     given = [(make(shape), make(shape[:2])) for _ in range(4)]
@@ -1004,8 +1006,9 @@ def test_frames_are_fused_as_pictures_are(fuser, dtype, colour, method):
     assert len(found) == 4
     for result, (visible, infrared) in zip(found, given, strict=True):
         wanted = fuse(visible, infrared, fuser, method=method)
-        assert (result.shape, result.dtype) == (wanted.shape, wanted.dtype)
-        step = 1e-5 if dtype == np.float32 else 1
+        assert (result.shape, result.dtype) == (visible.shape, visible.dtype)
+        # A level; of float16 one lies 2**-11 from the next.
+        step = 1 if np.issubdtype(dtype, np.integer) else 1e-3 if dtype == np.float16 else 1e-5
         assert np.abs(result.astype(np.float64) - wanted).max() <= step
 
 

@@ -153,7 +153,7 @@ def fuse_frames(
     if ahead < 0:
         raise ImageError(f"ahead = {ahead}: use 0 or more")
 
-    def started() -> Iterator[tuple[int, Array | np.ndarray]]:
+    def started() -> Iterator[tuple[np.dtype, Array | np.ndarray]]:
         pairs = zip(visible_frames, infrared_frames, strict=True)
         number = 0
         while True:
@@ -170,10 +170,15 @@ def fuse_frames(
                 ) from None
             number += 1
             visible, infrared = _checked(visible, infrared, number)
-            yield number, start(fuser, visible, infrared, method)
+            yield visible.dtype, start(fuser, _narrow(visible), _narrow(infrared), method)
 
-    for _, fused in look_ahead(started(), ahead):
-        yield fused
+    for dtype, fused in look_ahead(started(), ahead):
+        yield fused.astype(dtype, copy=False)
+
+
+def _narrow(image: np.ndarray) -> np.ndarray:
+    """Floats as the network computes: JAX would not keep wider ones."""
+    return image.astype(np.float32) if image.dtype.itemsize > 4 else image
 
 
 def _checked(
