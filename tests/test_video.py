@@ -1031,6 +1031,37 @@ def test_frames_are_read_ahead_and_no_further(fuser, ahead):
     assert given == 8
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("packets", [0, 1, 3])
+def test_packets_of_sound_leave_the_look_ahead_as_it_is(ahead, packets):
+    """A frame is started before its predecessor is waited for, whatever comes between."""
+    log: list[tuple[str, int]] = []
+
+    class Result:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            log.append(("start", number))
+
+        def __array__(self, dtype=None, copy=None) -> np.ndarray:
+            log.append(("wait", self.number))
+            return np.array(self.number)
+
+    def started() -> Iterator[tuple[str, Result | None]]:
+        for number in range(6):
+            yield f"frame {number}", Result(number)
+            for _ in range(packets):
+                yield "packet", None
+
+    found = list(frames.look_ahead(started(), ahead))
+    assert [label for label, _ in found] == [
+        label for i in range(6) for label in (f"frame {i}", *["packet"] * packets)
+    ]
+    assert [int(result) for _, result in found if result is not None] == list(range(6))
+    for number in range(6):
+        begun = [other for what, other in log[: log.index(("wait", number))] if what == "start"]
+        assert begun == list(range(min(number + ahead, 5) + 1))
+
+
 def test_frames_that_cannot_be_fused(fuser):
     good = np.zeros((4, 6), np.uint8)
     for visible, infrared, message in (

@@ -113,21 +113,26 @@ def _in_parts(
 def look_ahead(
     started: Iterable[tuple[Label, Any]], ahead: int
 ) -> Iterator[tuple[Label, np.ndarray | None]]:
-    """Waits for results in order, each once `ahead` more were started; None needs no waiting."""
+    """Waits for results in order, each once `ahead` more were started.
+
+    None is no result: it needs no waiting, keeps its place and does not count.
+    """
     waiting: deque[tuple[Label, Any]] = deque()
-    given, ended = iter(started), False
+    given, ended, begun = iter(started), False, 0
     failure: BaseException | None = None
     while waiting or not ended:
         if not ended:
             try:
                 waiting.append(next(given))
+                begun += waiting[-1][1] is not None
             except StopIteration:
                 ended = True
             except Exception as error:
                 # What was begun before it is still given.
                 failure, ended = error, True
-        while waiting and (ended or len(waiting) > ahead or waiting[0][1] is None):
+        while waiting and (ended or begun > ahead or waiting[0][1] is None):
             label, result = waiting.popleft()
+            begun -= result is not None
             yield label, None if result is None else np.asarray(result)
     if failure is not None:
         raise failure
