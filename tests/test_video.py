@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import resource
 import signal
@@ -726,6 +727,50 @@ def test_frames_before_the_damage_are_kept(tmp_path, ending, which):
     assert f"copy the file again from its source; fused until then: {found} frames, in " in said
     assert said.endswith("out.partial.mp4") and "\n" not in said
     assert out.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("how", ["minmax", "percentile"])
+def test_a_damaged_infrared_is_spread_by_the_range_of_the_frames_before(tmp_path, how):
+    bad = tmp_path / "bad.mkv"
+    gray_copy(bad, ".mkv")
+    visible = write_video(tmp_path / "vi.mkv", 40, full=True)
+    options = {"codec": "ffv1", "infrared_stretch": how}
+    with pytest.raises(VideoError, match=r"bad\.mkv: damaged at frame \d+ .*fused until") as error:
+        fuse_videos(bad, visible, tmp_path / "out.mkv", INFRARED, **options)
+    found = read_planes(tmp_path / "out.partial.mkv")
+    assert 5 < len(found) < 40 and f"fused until then: {len(found)} frames, in" in str(error.value)
+    lumas = np.stack(_good_planes(bad))
+    ends = (lumas.min(), lumas.max())
+    if how == "percentile":
+        ends = np.quantile(lumas, (0.005, 0.995), method="inverted_cdf")
+    wanted = 255 * np.clip((lumas - float(ends[0])) / (float(ends[1]) - ends[0]), 0, 1)
+    assert np.abs(np.stack(found) - wanted).max() <= 0.51
+    # A result that ends before the damage is whole; the range is still that of a part.
+    short = write_video(tmp_path / "short.mkv", 4, full=True)
+    summary = fuse_videos(bad, short, tmp_path / "short_out.mkv", INFRARED, **options)
+    assert summary.frames == 4
+    assert any(
+        "bad.mkv: damaged at frame" in note and note.endswith("range is that of the frames before")
+        for note in summary.notes
+    )
+
+
+def test_a_pseudo_colour_infrared_has_no_range(tmp_path):
+    infrared = write_video(tmp_path / "ir.mkv", 4)
+    visible = write_video(tmp_path / "vi.mkv", 4)
+    with pytest.raises(FileError, match=r"ir\.mkv: pseudo-colour infrared in frame 1, "):
+        fuse_videos(infrared, visible, tmp_path / "out.mkv", VISIBLE, infrared_stretch="minmax")
+    assert names(tmp_path) == {"ir.mkv", "vi.mkv"}
+
+
+def _good_planes(path: Path) -> list[np.ndarray]:
+    """Lumas of the frames before the damage."""
+    reader, found = reading.VideoReader(path), []
+    with contextlib.suppress(FileError):
+        for frame in reader.items():
+            found.append(files.planes.plane(frame, reader.pixel_format).copy())
+    reader.close()
+    return found
 
 
 def gray_copy(path: Path, ending: str) -> None:

@@ -82,7 +82,9 @@ def fuse_videos(
 
     match: to each visible frame the infrared frame nearest in "time", counted from each file's
     first frame, or that of the same "number". The result ends where either video does.
-    infrared_stretch: "minmax" or "percentile" of the whole infrared file, which is then read twice.
+    infrared_stretch: "minmax" or "percentile" of the whole infrared file, or of what comes before
+    damage in it; it is then read twice, the first time without `progress`, which counts fused
+    frames.
     codec, crf, preset: see `writing.ENCODERS`; audio: copied from the visible file, or from the
     infrared one where that has none. progress: called with (done, total, 0 where not known). stop:
     once set, no further frame is fused.
@@ -98,9 +100,6 @@ def fuse_videos(
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     _check_places(infrared, visible, out, partial, overwrite)
     stop = stop or threading.Event()
-    infrared_levels = None
-    if infrared_stretch != "none":
-        infrared_levels = infrared_range(infrared, infrared_stretch, stop)
     with contextlib.ExitStack() as stack:
         visible_video = VideoReader(visible, sound=audio)
         stack.callback(visible_video.close)
@@ -109,7 +108,12 @@ def fuse_videos(
         _require_alike(visible_video, infrared_video)
         sound = next((video for video in (visible_video, infrared_video) if video.sound), None)
         writer = VideoWriter(partial, out, visible_video, sound, encoder, crf, preset)
+        infrared_levels, damage = None, None
+        if infrared_stretch != "none":
+            infrared_levels, damage = infrared_range(infrared, infrared_stretch, stop)
         job = _Job(visible_video, infrared_video, writer, fuser, method, match, infrared_levels)
+        if damage is not None:
+            job.notes.append(f"{damage}; its range is that of the frames before")
         make_folder(out.parent)
         partial.unlink(missing_ok=True)
         began = time.monotonic()

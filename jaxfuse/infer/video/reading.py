@@ -13,7 +13,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from jaxfuse.data.images import FileError
+from jaxfuse.config import UserError
+from jaxfuse.data.images import FileError, Stretch
 from jaxfuse.infer.video import planes
 
 COPY_AGAIN = "copy the file again from its source"
@@ -219,12 +220,15 @@ class VideoReader:
         self._container.close()
 
 
-def infrared_range(path: Path, how: str, stop: threading.Event) -> tuple[float, float]:
+def infrared_range(
+    path: Path, how: Stretch, stop: threading.Event
+) -> tuple[tuple[float, float], UserError | None]:
     """Luma levels of a whole infrared video: its "minmax", or its 0.5 and 99.5 % "percentile".
 
-    Once `stop` is set, those of what was read.
+    Once `stop` is set, those of what was read. Where the video is damaged, those of the frames
+    before, and the damage; raises it where there are none.
     """
-    reader = VideoReader(path)
+    reader, damage = VideoReader(path), None
     counts = np.zeros(2**reader.pixel_format.bits, np.int64)
     try:
         for number, frame in enumerate(reader.items(), 1):
@@ -232,10 +236,15 @@ def infrared_range(path: Path, how: str, stop: threading.Event) -> tuple[float, 
             counts += np.bincount(luma.ravel(), minlength=counts.size)
             if stop.is_set():
                 break
+    except UserError as error:
+        if not counts.any():
+            raise
+        damage = error
     finally:
         reader.close()
     if how == "minmax":
-        seen = np.flatnonzero(counts)
-        return float(seen[0]), float(seen[-1])
+        found = np.flatnonzero(counts)
+        return (float(found[0]), float(found[-1])), damage
     share = np.cumsum(counts) / counts.sum()
-    return float(np.searchsorted(share, 0.005)), float(np.searchsorted(share, 0.995))
+    low, high = (float(np.searchsorted(share, quantile)) for quantile in (0.005, 0.995))
+    return (low, high), damage
