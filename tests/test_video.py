@@ -991,6 +991,10 @@ def test_files_that_cannot_be(tmp_path, pair, fuser, unchecked):
         ({"crf": 52}, r"crf = 52: libx264 takes 0 to 51"),
         ({"crf": 3, "codec": "ffv1"}, r"crf = 3: ffv1 loses nothing"),
         ({"match": "sound"}, r"match = 'sound': use time or number"),
+        (
+            {"infrared_stretch": "max"},
+            r"infrared_stretch = 'max': use one of none, minmax, percentile",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             fuse_videos(infrared, visible, out, fuser, **options)

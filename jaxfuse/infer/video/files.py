@@ -94,6 +94,9 @@ def fuse_videos(
     """
     infrared, visible, out = Path(infrared), Path(visible), Path(out)
     require(match in get_args(Match), "match", match, f"use {' or '.join(get_args(Match))}")
+    known = get_args(images.Stretch)
+    remedy = f"use one of {', '.join(known)}"
+    require(infrared_stretch in known, "infrared_stretch", infrared_stretch, remedy)
     _refuse_flicker(stretch)
     out = out / visible.name if out.is_dir() else out
     encoder = encoder_for(out, codec, crf, preset)
