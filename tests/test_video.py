@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -579,8 +580,27 @@ def test_varying_times_stay(tmp_path):
         with av.open(str(visible)) as before, av.open(str(out)) as after:
             rates = {c.streams.video[0].average_rate for c in (before, after)}
             assert len(rates) == 1
-    with pytest.raises(UserError, match=r"frame rate varies .*AVI cannot hold that"):
-        fuse_videos(infrared, visible, tmp_path / "out.avi", VISIBLE, match="number")
+
+
+def test_varying_times_that_avi_cannot_hold(tmp_path):
+    """MP4 has a table of its times: refused before anything is fused. Of Matroska the frames before
+    stay.
+    """
+    infrared = write_infrared(tmp_path / "ir.mkv", 20)
+    for ending, ticks in ((".mp4", Fraction(1, 90000)), (".mkv", Fraction(1, 1000))):
+        times = [round((i + 0.5 * (i >= 15)) / RATE / ticks) for i in range(20)]
+        visible = write_video(
+            tmp_path / f"vi{ending}", 20, times=times, ticks=ticks, codec="libx264"
+        )
+        with pytest.raises(UserError, match=r"frame rate varies .*AVI cannot hold that") as error:
+            fuse_videos(infrared, visible, tmp_path / "out.avi", VISIBLE, match="number")
+        if ending == ".mp4":
+            assert isinstance(error.value, FileError)
+            assert not any(name.startswith("out") for name in names(tmp_path))
+        else:
+            assert isinstance(error.value, VideoError)
+            assert "fused until then: 15 frames, in" in str(error.value)
+            assert len(read_planes(tmp_path / "out.partial.avi")) == 15
 
 
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24), Fraction(9), Fraction(60)])
@@ -852,8 +872,10 @@ class Broken(Exception):  # noqa: N818
     pass
 
 
+@pytest.mark.parametrize("ending", [".mkv", ".mp4", ".webm"])
 @pytest.mark.parametrize("where", ["decode", "compute", "encode", "progress"])
-def test_a_failure_ends_all_threads_with_its_own_error(tmp_path, fuser, monkeypatch, where):
+def test_a_failure_ends_all_threads_with_its_own_error(tmp_path, fuser, monkeypatch, where, ending):
+    """What was fused before it stays, also what the encoder held back."""
     visible = write_video(tmp_path / "vi.mkv", 60)
     infrared = write_infrared(tmp_path / "ir.mkv", 60)
     calls = {"decode": 0, "compute": 0, "encode": 0, "progress": 0}
@@ -871,21 +893,77 @@ def test_a_failure_ends_all_threads_with_its_own_error(tmp_path, fuser, monkeypa
     monkeypatch.setattr(files, "start", failing("compute", files.start))
     monkeypatch.setattr(writing.VideoWriter, "frame", failing("encode", writing.VideoWriter.frame))
     running = threading.active_count()
-    with pytest.raises(Broken, match=where):
+    with pytest.raises(Broken, match=where) as error:
         fuse_videos(
             infrared,
             visible,
-            tmp_path / "out.mkv",
+            tmp_path / f"out{ending}",
             fuser,
             progress=failing("progress", lambda done, total: None),
         )
     assert threading.active_count() == running
-    assert not (tmp_path / "out.mkv").exists()
-    kept = tmp_path / "out.partial.mkv"
-    if where in ("decode", "compute"):
-        assert len(read_planes(kept)) == 19
+    assert not (tmp_path / f"out{ending}").exists()
+    kept = tmp_path / f"out.partial{ending}"
+    count = 20 if where == "progress" else 19
+    assert len(read_planes(kept)) == count
+    assert error.value.__notes__ == [f"fused until then: {count} frames, in {kept}"]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_a_packet_that_is_refused_keeps_the_frames_before(tmp_path, fuser, monkeypatch, ending):
+    visible = write_video(tmp_path / "vi.mkv", 40, sound="flac")
+    infrared = write_infrared(tmp_path / "ir.mkv", 40)
+    packet, calls = writing.VideoWriter.packet, 0
+
+    def back_in_time(self, given: av.Packet) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            self._heard.clear()
+            given.dts = given.pts = 0
+        packet(self, given)
+
+    monkeypatch.setattr(writing.VideoWriter, "packet", back_in_time)
+    with pytest.raises(VideoError, match=r"cannot be written \(.*: add --no-audio; fused") as error:
+        fuse_videos(infrared, visible, tmp_path / f"out{ending}", fuser)
+    kept = tmp_path / f"out.partial{ending}"
+    found = len(read_planes(kept))
+    assert 5 < found < 40
+    assert str(error.value).endswith(f"fused until then: {found} frames, in {kept}")
+    assert len(read_sound(kept)) == 9
+
+
+@pytest.mark.parametrize("lost", ["drain", "end", "end full"])
+def test_a_file_that_cannot_be_ended(tmp_path, fuser, monkeypatch, lost):
+    """Without what the encoder holds back it plays; without its end it is deleted."""
+    visible = write_video(tmp_path / "vi.mkv", 60)
+    infrared = write_infrared(tmp_path / "ir.mkv", 60)
+    encoded, end = writing.VideoWriter._encoded, writing.VideoWriter._end
+
+    def refuse(self, number: int) -> None:
+        raise self._refused(av.error.FFmpegError(number, os.strerror(number)))
+
+    def no_drain(self, frame):
+        return refuse(self, errno.EINVAL) if frame is None else encoded(self, frame)
+
+    def no_end(self):
+        end(self)
+        self._closed = lost == "end full"
+        refuse(self, errno.ENOSPC if lost == "end full" else errno.EIO)
+
+    if lost == "drain":
+        monkeypatch.setattr(writing.VideoWriter, "_encoded", no_drain)
     else:
-        assert not kept.exists()
+        monkeypatch.setattr(writing.VideoWriter, "_end", no_end)
+    with pytest.raises(UserError, match=r"out\.mp4: cannot be written") as error:
+        fuse_videos(infrared, visible, tmp_path / "out.mp4", fuser)
+    kept = tmp_path / "out.partial.mp4"
+    if lost == "drain":
+        found = len(read_planes(kept))
+        assert 5 < found < 60
+        assert str(error.value).endswith(f"fused until then: {found} frames, in {kept}")
+    else:
+        assert isinstance(error.value, FileError) and not kept.exists()
 
 
 def test_lanes_are_bounded_and_end_at_both_ends():

@@ -90,7 +90,8 @@ def fuse_videos(
     once set, no further frame is fused.
     Until it is whole the result is called NAME.partial.ENDING, beside `out`; it stays there,
     playable, where the job stops early. Raises UserErrors: VideoError where frames were written,
-    FileError and ConfigError otherwise; then nothing is left.
+    FileError and ConfigError otherwise, or where the file cannot be ended, on a full disk say; then
+    nothing is left. What `progress` raises comes as it is, with a note of the frames that are kept.
     """
     infrared, visible, out = Path(infrared), Path(visible), Path(out)
     require(match in get_args(Match), "match", match, f"use {' or '.join(get_args(Match))}")
@@ -193,7 +194,7 @@ class _Job:
         self._turn = not np.array_equal(_quarters(visible.matrix), _quarters(infrared.matrix))
         self.notes = writer.notes + doubts(visible, infrared, match)
         self.done, self.stopped, self.lost = 0, False, False
-        """Frames written; whether it was asked to stop; whether what was written cannot be kept."""
+        """Frames written; whether it was asked to stop; whether the file could not be ended."""
         self._span = [np.inf, -np.inf]
 
     @property
@@ -223,7 +224,7 @@ class _Job:
         encoder.join()
         decoder.join()
         if encoder.error is not None:
-            self.lost, failure = True, encoder.error
+            failure = encoder.error
         self._conclude()
         return failure
 
@@ -285,8 +286,8 @@ class _Job:
             writer.close()
         except BaseException:
             fused.halt()
-            with contextlib.suppress(UserError):
-                writer.abandon()
+            self.lost = not writer.rescue()
+            self.done = writer.frames
             raise
 
     def _conclude(self) -> None:
@@ -338,6 +339,7 @@ def _finish(
     if isinstance(failure, UserError):
         raise VideoError(f"{failure}; {kept}") from failure
     if failure is not None:
+        failure.add_note(kept)
         raise failure
     if job.stopped:
         total = f" of {job.total}" if job.total else ""

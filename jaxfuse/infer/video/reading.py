@@ -85,6 +85,17 @@ class VideoReader:
         return self._stream.frames or round(seconds * self.rate)
 
     @property
+    def stated_times(self) -> list[Fraction]:
+        """Seconds since the first frame, of all in the order they are stored; none where the file
+        has no table of them, as MP4 and MOV do.
+        """
+        entries = self._stream.index_entries
+        if self._counted or len(entries) != self._stream.frames:
+            return []
+        ticks = [entry.timestamp for entry in entries]
+        return [(when - ticks[0]) * self._stream.time_base for when in ticks]
+
+    @property
     def pixel_ratio(self) -> Fraction | None:
         """Width of a pixel over its height, where the file states it."""
         return self._stream.sample_aspect_ratio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -31,6 +32,7 @@ WRITTEN_EXTENSIONS: dict[str, tuple[str, ...]] = {
 """File name endings that are written, each with its encoders: the first one that there is."""
 
 _TURN_LOST = {".avi"}
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_FILES = ("encoder", "major_brand", "minor_version", "compatible_brands")
 """Metadata of the file, not of what it shows."""
 
@@ -124,10 +126,19 @@ class VideoWriter:
         if self._ending in _TURN_LOST and visible.matrix is not None:
             found = f"{self._ending} cannot say that the picture is turned, as {visible.path} is"
             raise FileError(target, found, "write .mp4 or .mkv")
+        self._grid = self._ending == ".avi"
+        self._rate, self._last = visible.rate, None
+        if self._grid:
+            self._require_grid(visible)
         options = ENCODERS[codec].options(CRF if crf is None else crf, preset)
         self.notes: list[str] = []
         """What the result does not hold of the visible video."""
         self.pixel_format = self._pixel_format(visible, codec, options)
+        self.frames = 0
+        """Frames in the file, without those that the encoder still holds back."""
+        self._full = self._drained = False
+        self._closed: bool | None = None
+        """Whether the file was ended well; None before it is."""
         try:
             self._container = av.open(str(path), "w", format=_muxer(self._ending))
         except (av.FFmpegError, OSError) as error:
@@ -176,7 +187,6 @@ class VideoWriter:
         context.pix_fmt = self.pixel_format.name
         # PyAV's default cuts each frame into slices, which makes files larger.
         context.thread_type = "AUTO"
-        self._grid = self._ending == ".avi"
         if self._grid:
             # It numbers its frames, in the order they are stored.
             context.time_base, context.max_b_frames = 1 / visible.rate, 0
@@ -184,7 +194,6 @@ class VideoWriter:
             context.time_base = Fraction(1, 60000)
         else:
             context.time_base = first.time_base
-        self._rate, self._last = visible.rate, None
         stream.time_base = context.time_base
         context.flags |= int(av.codec.context.Flags.frame_duration)
         ratio = visible.pixel_ratio
@@ -211,8 +220,9 @@ class VideoWriter:
     def frame(self, frame: av.VideoFrame) -> None:
         """Appends a frame of `pixel_format`."""
         if self._grid:
-            self._put_on_grid(frame)
-        self._mux(self._encoded(frame))
+            number = self._place(frame.pts * frame.time_base)
+            frame.pts, frame.time_base, frame.duration = number, 1 / self._rate, 1
+        self._append(frame)
 
     def packet(self, packet: av.Packet) -> None:
         """Appends a packet of sound."""
@@ -225,18 +235,36 @@ class VideoWriter:
         packet.dts = self._heard[packet.stream_index] = max(packet.dts, earliest)
         packet.pts = max(packet.dts, packet.dts if packet.pts is None else packet.pts)
         packet.stream = self._sounds[packet.stream_index]
-        self._mux([packet], "add --no-audio")
+        self._mux(packet, "add --no-audio")
 
-    def _put_on_grid(self, frame: av.VideoFrame) -> None:
-        exact = frame.pts * frame.time_base * self._rate
+    def _require_grid(self, visible: VideoReader) -> None:
+        """Looks before anything is fused, where the file has a table of its times."""
+        for time in visible.stated_times:
+            self._place(time)
+        self._last = None
+
+    def _place(self, time: Fraction) -> int:
+        """AVI's number of a frame. Raises FileError where it has none."""
+        exact = time * self._rate
         number = round(exact)
         if abs(exact - number) > Fraction(1, 4) or (
             self._last is not None and number <= self._last
         ):
             found = f"frame rate varies (a frame at {float(exact / self._rate):.3f} s)"
             raise FileError(self._target, found, "AVI cannot hold that: write .mp4 or .mkv")
-        frame.pts, frame.time_base, frame.duration = number, 1 / self._rate, 1
         self._last = number
+        return number
+
+    def _append(self, frame: av.VideoFrame | None) -> None:
+        """None: what the encoder holds back."""
+        for packet in self._encoded(frame):
+            try:
+                self._mux(packet)
+            except FileError:
+                # Those after it would be shown without what they build on.
+                self._drained = True
+                raise
+            self.frames += 1
 
     def _encoded(self, frame: av.VideoFrame | None) -> list[av.Packet]:
         try:
@@ -244,29 +272,45 @@ class VideoWriter:
         except av.FFmpegError as error:
             raise self._refused(error) from None
 
-    def _mux(self, packets: list[av.Packet], remedy: str = "") -> None:
+    def _mux(self, packet: av.Packet, remedy: str = "") -> None:
         try:
-            self._container.mux(packets)
+            self._container.mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error, remedy) from None
 
     def close(self) -> None:
         """Encodes what the encoder holds back and ends the file, so that it can be played."""
-        try:
-            self._mux(self._encoded(None))
-        finally:
-            self.abandon()
+        self._drain()
+        self._end()
 
-    def abandon(self) -> None:
-        """Closes the file without what the encoder holds back."""
+    def rescue(self) -> bool:
+        """After an error: ends the file with the frames there are. Whether it can be played."""
+        for step in (self._drain, self._end):
+            # The first error is the one to tell.
+            with contextlib.suppress(Exception):
+                step()
+        return bool(self._closed) and not self._full
+
+    def _drain(self) -> None:
+        if not self._drained:
+            self._drained = True
+            self._append(None)
+
+    def _end(self) -> None:
+        # FFmpeg ends a file once only, well or not.
+        if self._closed is not None:
+            return
+        self._closed = False
         try:
             self._container.close()
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error) from None
+        self._closed = True
 
     def _refused(self, error: Exception, remedy: str = "") -> FileError:
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if number in _FULL_DISK:
+            self._full = True
             remedy = "free some space, or write to another disk"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             remedy = "choose a place that you may write to"
