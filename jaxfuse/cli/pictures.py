@@ -74,7 +74,8 @@ def fuse(arguments: Sequence[str]) -> int:
     distributed.compilation_cache()
     from jaxfuse.infer import video
 
-    if any(path.suffix.lower() in video.ENDINGS for path in (given.ir, given.vi, given.out)):
+    places = (given.ir, given.vi, given.out)
+    if any(path.suffix.lower() in video.READ_EXTENSIONS for path in places):
         return _fuse_videos(given)
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)

@@ -52,11 +52,11 @@ class VideoSummary:
 
 class _Pair(NamedTuple):
     frame: av.VideoFrame
-    """Visible, in the form that is written."""
+    """Visible, in the pixel format that is written."""
     visible: np.ndarray
-    seen: Levels
+    visible_levels: Levels
     infrared: np.ndarray
-    felt: Levels
+    infrared_levels: Levels
 
 
 def fuse_videos(
@@ -82,34 +82,42 @@ def fuse_videos(
 
     match: to each visible frame the infrared frame nearest in "time", counted from each file's
     first frame, or that of the same "number". The result ends where either video does.
-    infrared_stretch: "minmax" or "percentile" of the whole infrared file, which is then read twice.
+    infrared_stretch: "minmax" or "percentile" of the whole infrared file, or of what comes before
+    damage in it; it is then read twice, the first time without `progress`, which counts fused
+    frames.
     codec, crf, preset: see `writing.ENCODERS`; audio: copied from the visible file, or from the
     infrared one where that has none. progress: called with (done, total, 0 where not known). stop:
     once set, no further frame is fused.
     Until it is whole the result is called NAME.partial.ENDING, beside `out`; it stays there,
     playable, where the job stops early. Raises UserErrors: VideoError where frames were written,
-    FileError and ConfigError otherwise; then nothing is left.
+    FileError and ConfigError otherwise, or where the file cannot be ended, on a full disk say; then
+    nothing is left. What `progress` raises comes as it is, with a note of the frames that are kept.
     """
     infrared, visible, out = Path(infrared), Path(visible), Path(out)
     require(match in get_args(Match), "match", match, f"use {' or '.join(get_args(Match))}")
+    known = get_args(images.Stretch)
+    remedy = f"use one of {', '.join(known)}"
+    require(infrared_stretch in known, "infrared_stretch", infrared_stretch, remedy)
     _refuse_flicker(stretch)
     out = out / visible.name if out.is_dir() else out
     encoder = encoder_for(out, codec, crf, preset)
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
     _check_places(infrared, visible, out, partial, overwrite)
     stop = stop or threading.Event()
-    felt = None
-    if infrared_stretch != "none":
-        felt = infrared_range(infrared, infrared_stretch, stop)
     with contextlib.ExitStack() as stack:
-        seen = VideoReader(visible, sound=audio)
-        stack.callback(seen.close)
-        heat = VideoReader(infrared, sound=audio and not seen.sound)
-        stack.callback(heat.close)
-        _require_alike(seen, heat)
-        sound = next((reader for reader in (seen, heat) if reader.sound), None)
-        writer = VideoWriter(partial, out, seen, sound, encoder, crf, preset)
-        job = _Job(seen, heat, writer, fuser, method, match, felt)
+        visible_video = VideoReader(visible, sound=audio)
+        stack.callback(visible_video.close)
+        infrared_video = VideoReader(infrared, sound=audio and not visible_video.sound)
+        stack.callback(infrared_video.close)
+        _require_alike(visible_video, infrared_video)
+        sound = next((video for video in (visible_video, infrared_video) if video.sound), None)
+        writer = VideoWriter(partial, out, visible_video, sound, encoder, crf, preset)
+        infrared_levels, damage = None, None
+        if infrared_stretch != "none":
+            infrared_levels, damage = infrared_range(infrared, infrared_stretch, stop)
+        job = _Job(visible_video, infrared_video, writer, fuser, method, match, infrared_levels)
+        if damage is not None:
+            job.notes.append(f"{damage}; its range is that of the frames before")
         make_folder(out.parent)
         partial.unlink(missing_ok=True)
         began = time.monotonic()
@@ -148,18 +156,19 @@ def _check_places(infrared: Path, visible: Path, out: Path, partial: Path, overw
     check_place(out)
 
 
-def _require_alike(seen: VideoReader, heat: VideoReader) -> None:
-    if seen.size != heat.size:
-        (height, width), (other_height, other_width) = seen.size, heat.size
-        found = f"is {width} x {height} pixels, but {heat.path} is {other_width} x {other_height}"
+def _require_alike(visible: VideoReader, infrared: VideoReader) -> None:
+    if visible.size != infrared.size:
+        (height, width), (other_height, other_width) = visible.size, infrared.size
+        other = f"{infrared.path} is {other_width} x {other_height}"
+        found = f"is {width} x {height} pixels, but {other}"
         remedy = "register the two, both must show the same scene in the same pixels"
-        raise FileError(seen.path, found, remedy)
-    if not np.array_equal(_quarters(seen.matrix), _quarters(heat.matrix)):
+        raise FileError(visible.path, found, remedy)
+    if not np.array_equal(_quarters(visible.matrix), _quarters(infrared.matrix)):
         try:
-            planes.turned(np.zeros((1, 1)), heat.matrix, seen.matrix)
+            planes.turned(np.zeros((1, 1)), infrared.matrix, visible.matrix)
         except ValueError:
             found = "is turned by an angle that is not a right one"
-            raise FileError(heat.path, found, "turn its pixels first") from None
+            raise FileError(infrared.path, found, "turn its pixels first") from None
 
 
 def _quarters(matrix: np.ndarray | None) -> np.ndarray:
@@ -171,27 +180,27 @@ class _Job:
 
     def __init__(
         self,
-        seen: VideoReader,
-        heat: VideoReader,
+        visible: VideoReader,
+        infrared: VideoReader,
         writer: VideoWriter,
         fuser: Fuser,
         method: Way,
         match: Match,
-        felt: Levels | None,
+        infrared_levels: Levels | None,
     ) -> None:
-        self._seen, self._heat, self._writer = seen, heat, writer
-        self._fuser, self._method, self._felt = fuser, method, felt
-        self._nearest = Infrared(heat, match, seen.rate)
-        self._turn = not np.array_equal(_quarters(seen.matrix), _quarters(heat.matrix))
-        self.notes = writer.notes + doubts(seen, heat, match)
+        self._visible, self._infrared, self._writer = visible, infrared, writer
+        self._fuser, self._method, self._infrared_levels = fuser, method, infrared_levels
+        self._nearest = Infrared(infrared, match, visible.rate)
+        self._turn = not np.array_equal(_quarters(visible.matrix), _quarters(infrared.matrix))
+        self.notes = writer.notes + doubts(visible, infrared, match)
         self.done, self.stopped, self.lost = 0, False, False
-        """Frames written; whether it was asked to stop; whether what was written cannot be kept."""
+        """Frames written; whether it was asked to stop; whether the file could not be ended."""
         self._span = [np.inf, -np.inf]
 
     @property
     def total(self) -> int:
         """Frames of the result, as far as the files say; 0 where they do not."""
-        both = self._seen.total, self._nearest.visible_frames
+        both = self._visible.total, self._nearest.visible_frames
         return min(both) if all(both) else 0
 
     def run(
@@ -215,35 +224,36 @@ class _Job:
         encoder.join()
         decoder.join()
         if encoder.error is not None:
-            self.lost, failure = True, encoder.error
+            failure = encoder.error
         self._conclude()
         return failure
 
     def _pairs(self) -> Iterator[_Pair | av.Packet]:
         """In the thread that decodes."""
-        writer, seen = self._writer, self._seen
-        for item in seen.items():
+        writer, visible = self._writer, self._visible
+        for item in visible.items():
             if isinstance(item, av.Packet):
                 yield item
                 continue
-            found = self._nearest.at(seen.time(item))
+            found = self._nearest.at(visible.time(item))
             yield from self._nearest.sound()
             if found is None:
-                self.notes.append(_goes_on(seen, seen.time(item), self._heat))
-                yield from seen.sound_until(seen.time(item))
+                self.notes.append(_goes_on(visible, visible.time(item), self._infrared))
+                yield from visible.sound_until(visible.time(item))
                 return
-            heat, felt = found
+            infrared, infrared_levels = found
             if self._turn:
-                heat = planes.turned(heat, self._heat.matrix, seen.matrix)
-            levels = planes.levels(item, writer.form.bits)
-            frame = planes.convert(item, writer.form)
-            luma = planes.plane(frame, writer.form).copy()
-            yield _Pair(frame, luma, levels, heat, self._felt or felt)
-        end = seen.last_time + 1 / seen.rate
+                infrared = planes.turned(infrared, self._infrared.matrix, visible.matrix)
+            visible_levels = planes.levels(item, writer.pixel_format.bits)
+            frame = planes.convert(item, writer.pixel_format)
+            luma = planes.plane(frame, writer.pixel_format).copy()
+            infrared_levels = self._infrared_levels or infrared_levels
+            yield _Pair(frame, luma, visible_levels, infrared, infrared_levels)
+        end = visible.last_time + 1 / visible.rate
         if self._nearest.goes_on(end):
-            self.notes.append(_goes_on(self._heat, end, seen))
+            self.notes.append(_goes_on(self._infrared, end, visible))
         yield from self._nearest.sound()
-        yield from self._heat.sound_until(end)
+        yield from self._infrared.sound_until(end)
 
     def _started(self, read: Lane, stop: threading.Event) -> Iterator[tuple[Any, Any]]:
         for item in read:
@@ -256,10 +266,11 @@ class _Job:
             if item.infrared.dtype != np.uint8:
                 low, high = int(item.infrared.min()), int(item.infrared.max())
                 self._span = [min(self._span[0], low), max(self._span[1], high)]
-            yield (
-                item.frame,
-                start(self._fuser, item.visible, item.infrared, self._method, item.seen, item.felt),
+            _, visible, visible_levels, infrared, infrared_levels = item
+            begun = start(
+                self._fuser, visible, infrared, self._method, visible_levels, infrared_levels
             )
+            yield item.frame, begun
 
     def _encode(self, fused: Lane, progress: Callable[[int, int], None]) -> None:
         """In the thread that encodes."""
@@ -269,18 +280,18 @@ class _Job:
                 if luma is None:
                     writer.packet(label)
                     continue
-                writer.frame(planes.with_luma(label, writer.form, luma))
+                writer.frame(planes.with_luma(label, writer.pixel_format, luma))
                 self.done += 1
                 progress(self.done, max(total, self.done) if total else 0)
             writer.close()
         except BaseException:
             fused.halt()
-            with contextlib.suppress(UserError):
-                writer.abandon()
+            self.lost = not writer.rescue()
+            self.done = writer.frames
             raise
 
     def _conclude(self) -> None:
-        for reader in (self._seen, self._heat):
+        for reader in (self._visible, self._infrared):
             if reader.unmoved:
                 self.notes.append(
                     f"{reader.path}: {reader.unmoved} frames were no later than the one before: "
@@ -292,12 +303,13 @@ class _Job:
                     "something missing there?"
                 )
         low, high = self._span
-        if self._felt is None and 0 <= high - low < 2**self._heat.form.bits / 4:
-            full = 2.0**self._heat.form.bits - 1
+        bits = self._infrared.pixel_format.bits
+        if self._infrared_levels is None and 0 <= high - low < 2**bits / 4:
+            full = 2.0**bits - 1
             self.notes.append(
-                f"{self._heat.path}: its {self._heat.form.bits}-bit values reach from "
-                f"{low / full:.3f} to {high / full:.3f} of 1: it looks black; add "
-                "--infrared-stretch minmax or percentile to spread them"
+                f"{self._infrared.path}: its {bits}-bit values reach from {low / full:.3f} to "
+                f"{high / full:.3f} of 1: it looks black; add --infrared-stretch minmax or "
+                "percentile to spread them"
             )
 
 
@@ -327,6 +339,7 @@ def _finish(
     if isinstance(failure, UserError):
         raise VideoError(f"{failure}; {kept}") from failure
     if failure is not None:
+        failure.add_note(kept)
         raise failure
     if job.stopped:
         total = f" of {job.total}" if job.total else ""

@@ -38,11 +38,18 @@ def _program(model: Model) -> Callable[[Params, Array, Array, Array, Array], Arr
         low, high = levels
         return jnp.clip((stored.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
 
-    def run(params: Params, visible: Array, infrared: Array, seen: Array, felt: Array) -> Array:
-        rgb = unit(visible if visible.ndim == 3 else visible[:, :, None], seen)
-        heat = unit(infrared[:, :, None], felt)
-        fused = model.apply(params, color.luma(rgb)[None], heat[None]).image[0]
-        stored = color.replace_luma(rgb, fused) * (seen[1] - seen[0]) + seen[0]
+    def run(
+        params: Params,
+        visible: Array,
+        infrared: Array,
+        visible_levels: Array,
+        infrared_levels: Array,
+    ) -> Array:
+        rgb = unit(visible if visible.ndim == 3 else visible[:, :, None], visible_levels)
+        gray = unit(infrared[:, :, None], infrared_levels)
+        fused = model.apply(params, color.luma(rgb)[None], gray[None]).image[0]
+        low, high = visible_levels
+        stored = color.replace_luma(rgb, fused) * (high - low) + low
         if jnp.issubdtype(visible.dtype, jnp.integer):
             stored = jnp.rint(stored)
         return stored.astype(visible.dtype).reshape(visible.shape)
@@ -55,22 +62,24 @@ def start(
     visible: np.ndarray,
     infrared: np.ndarray,
     method: Way = "auto",
-    seen: Levels | None = None,
-    felt: Levels | None = None,
+    visible_levels: Levels | None = None,
+    infrared_levels: Levels | None = None,
 ) -> Array | np.ndarray:
     """Begins to fuse a frame; `np.asarray` of the result waits for it.
 
-    visible: (h, w) or (h, w, 3); infrared: (h, w); each uint8, uint16 or floats in [0, 1]. seen,
-    felt: their black and white, by default the ends of their dtype; levels beyond are clipped, and
-    where both are equal the picture is black. Gives the fused frame like visible, in its levels.
+    visible: (h, w) or (h, w, 3); infrared: (h, w); each uint8, uint16 or floats in [0, 1].
+    visible_levels, infrared_levels: their black and white, by default the ends of their dtype;
+    levels beyond are clipped, and where both are equal the picture is black. Gives the fused frame
+    like visible, in its levels.
     """
-    seen, felt = seen or _full(visible), felt or _full(infrared)
-    if felt[1] <= felt[0]:
-        infrared, felt = np.zeros_like(infrared), (0.0, 1.0)
+    visible_levels = visible_levels or _full(visible)
+    infrared_levels = infrared_levels or _full(infrared)
+    if infrared_levels[1] <= infrared_levels[0]:
+        infrared, infrared_levels = np.zeros_like(infrared), (0.0, 1.0)
     if chosen(fuser.model, infrared.size, method) != "whole":
-        return _in_parts(fuser, visible, infrared, method, seen, felt)
+        return _in_parts(fuser, visible, infrared, method, visible_levels, infrared_levels)
     return _program(fuser.model)(
-        fuser.params, visible, infrared, np.float32(seen), np.float32(felt)
+        fuser.params, visible, infrared, np.float32(visible_levels), np.float32(infrared_levels)
     )
 
 
@@ -84,8 +93,8 @@ def _in_parts(
     visible: np.ndarray,
     infrared: np.ndarray,
     method: Way,
-    seen: Levels,
-    felt: Levels,
+    visible_levels: Levels,
+    infrared_levels: Levels,
 ) -> np.ndarray:
     """`start` for frames that are too large for one program."""
 
@@ -93,8 +102,9 @@ def _in_parts(
         low, high = np.float32(levels)
         return np.clip((stored.astype(np.float32) - low) / (high - low), 0, 1)
 
-    fused = fuser(unit(visible, seen), unit(infrared, felt), method=method)
-    stored = fused * np.float32(seen[1] - seen[0]) + np.float32(seen[0])
+    fused = fuser(unit(visible, visible_levels), unit(infrared, infrared_levels), method=method)
+    low, high = np.float32(visible_levels)
+    stored = fused * (high - low) + low
     if np.issubdtype(visible.dtype, np.integer):
         stored = np.rint(stored)
     return stored.astype(visible.dtype)
@@ -103,21 +113,26 @@ def _in_parts(
 def look_ahead(
     started: Iterable[tuple[Label, Any]], ahead: int
 ) -> Iterator[tuple[Label, np.ndarray | None]]:
-    """Waits for results in order, each once `ahead` more were started; None needs no waiting."""
+    """Waits for results in order, each once `ahead` more were started.
+
+    None is no result: it needs no waiting, keeps its place and does not count.
+    """
     waiting: deque[tuple[Label, Any]] = deque()
-    given, ended = iter(started), False
+    given, ended, begun = iter(started), False, 0
     failure: BaseException | None = None
     while waiting or not ended:
         if not ended:
             try:
                 waiting.append(next(given))
+                begun += waiting[-1][1] is not None
             except StopIteration:
                 ended = True
             except Exception as error:
                 # What was begun before it is still given.
                 failure, ended = error, True
-        while waiting and (ended or len(waiting) > ahead or waiting[0][1] is None):
+        while waiting and (ended or begun > ahead or waiting[0][1] is None):
             label, result = waiting.popleft()
+            begun -= result is not None
             yield label, None if result is None else np.asarray(result)
     if failure is not None:
         raise failure
@@ -143,7 +158,7 @@ def fuse_frames(
     if ahead < 0:
         raise ImageError(f"ahead = {ahead}: use 0 or more")
 
-    def started() -> Iterator[tuple[int, Array | np.ndarray]]:
+    def started() -> Iterator[tuple[np.dtype, Array | np.ndarray]]:
         pairs = zip(visible_frames, infrared_frames, strict=True)
         number = 0
         while True:
@@ -160,10 +175,15 @@ def fuse_frames(
                 ) from None
             number += 1
             visible, infrared = _checked(visible, infrared, number)
-            yield number, start(fuser, visible, infrared, method)
+            yield visible.dtype, start(fuser, _narrow(visible), _narrow(infrared), method)
 
-    for _, fused in look_ahead(started(), ahead):
-        yield fused
+    for dtype, fused in look_ahead(started(), ahead):
+        yield fused.astype(dtype, copy=False)
+
+
+def _narrow(image: np.ndarray) -> np.ndarray:
+    """Floats as the network computes: JAX would not keep wider ones."""
+    return image.astype(np.float32) if image.dtype.itemsize > 4 else image
 
 
 def _checked(

@@ -88,7 +88,7 @@ class Infrared:
                     continue
                 self._number += 1
                 reader = self._reader
-                luma, levels = planes.infrared(reader.path, item, reader.form, self._number)
+                luma, levels = planes.infrared(reader.path, item, reader.pixel_format, self._number)
                 return reader.time(item), luma, levels
         except UserError as error:
             self._error = error
@@ -96,20 +96,20 @@ class Infrared:
         return None
 
 
-def doubts(seen: VideoReader, heat: VideoReader, match: Match) -> list[str]:
+def doubts(visible: VideoReader, infrared: VideoReader, match: Match) -> list[str]:
     """What of two videos may not be meant."""
     notes = []
-    rates = float(seen.rate), float(heat.rate)
+    rates = float(visible.rate), float(infrared.rate)
     if match == "time" and abs(rates[0] - rates[1]) > 0.01 * max(rates):
         notes.append(
-            f"{seen.path} has {rates[0]:.4g} frames a second, {heat.path} {rates[1]:.4g}: matched "
-            "by time; if frame belongs to frame, add --match number"
+            f"{visible.path} has {rates[0]:.4g} frames a second, {infrared.path} {rates[1]:.4g}: "
+            "matched by time; if frame belongs to frame, add --match number"
         )
-    if abs(seen.start - heat.start) > 1 / (2 * seen.rate):
+    if abs(visible.start - infrared.start) > 1 / (2 * visible.rate):
         notes.append(
-            f"{seen.path} begins at {float(seen.start):.2f} s, {heat.path} at "
-            f"{float(heat.start):.2f} s: their first frames were taken to belong together"
+            f"{visible.path} begins at {float(visible.start):.2f} s, {infrared.path} at "
+            f"{float(infrared.start):.2f} s: their first frames were taken to belong together"
         )
-    if seen.first.interlaced_frame:
-        notes.append(f"{seen.path} is interlaced: fused as whole frames; deinterlace it first")
+    if visible.first.interlaced_frame:
+        notes.append(f"{visible.path} is interlaced: fused as whole frames; deinterlace it first")
     return notes

@@ -27,7 +27,7 @@ STEPS = {"444": (1, 1), "440": (1, 2), "422": (2, 1), "420": (2, 2), "411": (4, 
 _IN_PLANES = re.compile(r"(?:yuv[ja]?4\d\dp|gray)(\d*)(?:le)?")
 
 
-class Form(NamedTuple):
+class PixelFormat(NamedTuple):
     """Pixels in planes, luma first."""
 
     colour: str
@@ -46,19 +46,19 @@ class Form(NamedTuple):
         return np.dtype(np.uint8 if self.bits == 8 else "<u2")
 
 
-def form_of(path: Path, pixels: av.VideoFormat) -> Form:
-    """The form that holds all of a format but its alpha. Raises FileError where there is none."""
+def pixel_format_of(path: Path, pixels: av.VideoFormat) -> PixelFormat:
+    """Holds all of FFmpeg's format but its alpha. Raises FileError where there is none."""
     bits = max([8, *(part.bits for part in pixels.components)])
     if pixels.is_bayer or bits > 16:
         raise FileError(path, f"{pixels.name} pixels", "convert it to yuv420p or gray16le first")
     if coloured(pixels):
-        return Form("444", bits)
+        return PixelFormat("444", bits)
     if pixels.name.startswith(("gray", "mono", "ya")):
-        return Form("gray", bits)
+        return PixelFormat("gray", bits)
     steps = (16 // pixels.chroma_width(16), 16 // pixels.chroma_height(16))
     for name, known in STEPS.items():
         if known == steps:
-            return Form(name, bits)
+            return PixelFormat(name, bits)
     raise FileError(path, f"{pixels.name} pixels", "convert it to yuv420p first")
 
 
@@ -67,29 +67,32 @@ def coloured(pixels: av.VideoFormat) -> bool:
     return pixels.is_rgb or pixels.has_palette
 
 
-def convert(frame: av.VideoFrame, form: Form) -> av.VideoFrame:
-    """The frame in that form: luma keeps its levels, shifted where the bits differ; RGB becomes
+def convert(frame: av.VideoFrame, pixel_format: PixelFormat) -> av.VideoFrame:
+    """The frame in that format: luma keeps its levels, shifted where the bits differ; RGB becomes
     BT.601 in limited range.
     """
-    if frame.format.name == form.name:
+    if frame.format.name == pixel_format.name:
         return frame
     if coloured(frame.format):
         return frame.reformat(
-            format=form.name, src_color_range=FULL, dst_color_range=LIMITED, dst_colorspace=BT601
+            format=pixel_format.name,
+            src_color_range=FULL,
+            dst_color_range=LIMITED,
+            dst_colorspace=BT601,
         )
     before = frame.color_range
     # FFmpeg takes any gray for full range: only between equal ranges no level moves.
     gray = frame.format.name.startswith(("gray", "mono", "ya"))
     kept = FULL if gray or _is_full(frame) else LIMITED
-    frame = frame.reformat(format=form.name, src_color_range=kept, dst_color_range=kept)
+    frame = frame.reformat(format=pixel_format.name, src_color_range=kept, dst_color_range=kept)
     frame.color_range = before
     return frame
 
 
-def plane(frame: av.VideoFrame, form: Form, index: int = 0) -> np.ndarray:
+def plane(frame: av.VideoFrame, pixel_format: PixelFormat, index: int = 0) -> np.ndarray:
     """(h, w) of a plane, in its own memory."""
     found = frame.planes[index]
-    rows = np.frombuffer(found, form.dtype).reshape(found.height, -1)
+    rows = np.frombuffer(found, pixel_format.dtype).reshape(found.height, -1)
     return rows[:, : found.width]
 
 
@@ -110,7 +113,7 @@ def _is_full(frame: av.VideoFrame) -> bool:
 
 
 def infrared(
-    path: Path, frame: av.VideoFrame, form: Form, number: int
+    path: Path, frame: av.VideoFrame, pixel_format: PixelFormat, number: int
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """A copy of the luma of a gray frame, (h, w) uint8 or uint16, and its black and white.
 
@@ -121,22 +124,25 @@ def infrared(
         _require_gray(path, frame, number)
         # In full range all levels stay apart.
         frame = frame.reformat(
-            format=form.name, src_color_range=FULL, dst_color_range=FULL, dst_colorspace=BT601
+            format=pixel_format.name,
+            src_color_range=FULL,
+            dst_color_range=FULL,
+            dst_colorspace=BT601,
         )
-        return plane(frame, form).copy(), (0.0, float(2**form.bits - 1))
-    black_white = levels(frame, form.bits)
+        return plane(frame, pixel_format).copy(), (0.0, float(2**pixel_format.bits - 1))
+    black_white = levels(frame, pixel_format.bits)
     match = _IN_PLANES.fullmatch(frame.format.name)
-    if not match or int(match[1] or 8) != form.bits:
-        frame = convert(frame, form)
-    if form.colour != "gray" and (number == 1 or _has_colours(frame, form)):
+    if not match or int(match[1] or 8) != pixel_format.bits:
+        frame = convert(frame, pixel_format)
+    if pixel_format.colour != "gray" and (number == 1 or _has_colours(frame, pixel_format)):
         _require_gray(path, frame, number)
-    return plane(frame, form).copy(), black_white
+    return plane(frame, pixel_format).copy(), black_white
 
 
-def _has_colours(frame: av.VideoFrame, form: Form) -> bool:
-    middle = 2 ** (form.bits - 1)
+def _has_colours(frame: av.VideoFrame, pixel_format: PixelFormat) -> bool:
+    middle = 2 ** (pixel_format.bits - 1)
     for index in (1, 2):
-        chroma = plane(frame, form, index)
+        chroma = plane(frame, pixel_format, index)
         low, high = int(chroma.min()), int(chroma.max())
         # Five levels of 255: what is nearer differs by at most 16 in RGB, as coding makes it.
         if max(middle - low, high - middle) > middle // 25:
@@ -155,10 +161,10 @@ def _require_gray(path: Path, frame: av.VideoFrame, number: int) -> None:
         raise FileError(path, found, "give the camera's gray video, without overlays")
 
 
-def with_luma(frame: av.VideoFrame, form: Form, luma: np.ndarray) -> av.VideoFrame:
-    """The frame, in that form, with another luma (h, w), levels as stored."""
+def with_luma(frame: av.VideoFrame, pixel_format: PixelFormat, luma: np.ndarray) -> av.VideoFrame:
+    """The frame, in that format, with another luma (h, w), levels as stored."""
     frame.make_writable()
-    plane(frame, form)[:] = luma
+    plane(frame, pixel_format)[:] = luma
     # The encoder decides for itself; FFmpeg would force the source's kinds of pictures on it.
     frame.pict_type = 0
     return frame

@@ -13,7 +13,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from jaxfuse.data.images import FileError
+from jaxfuse.config import UserError
+from jaxfuse.data.images import FileError, Stretch
 from jaxfuse.infer.video import planes
 
 COPY_AGAIN = "copy the file again from its source"
@@ -82,6 +83,17 @@ class VideoReader:
         """Frames, as far as the file says; 0 where it does not."""
         seconds = self.seconds or Fraction(self._container.duration or 0, 1_000_000)
         return self._stream.frames or round(seconds * self.rate)
+
+    @property
+    def stated_times(self) -> list[Fraction]:
+        """Seconds since the first frame, of all in the order they are stored; none where the file
+        has no table of them, as MP4 and MOV do.
+        """
+        entries = self._stream.index_entries
+        if self._counted or len(entries) != self._stream.frames:
+            return []
+        ticks = [entry.timestamp for entry in entries]
+        return [(when - ticks[0]) * self._stream.time_base for when in ticks]
 
     @property
     def pixel_ratio(self) -> Fraction | None:
@@ -190,7 +202,7 @@ class VideoReader:
         self._kind = (frame.width, frame.height, frame.format.name)
         # AVI numbers frames as they are stored, not as they are shown.
         self._counted = frame.pts is None or self._container.format.name == "avi"
-        self.form = planes.form_of(self.path, frame.format)
+        self.pixel_format = planes.pixel_format_of(self.path, frame.format)
         self.matrix = planes.display_matrix(frame)
 
     def _tagged_seconds(self) -> Fraction | None:
@@ -219,23 +231,31 @@ class VideoReader:
         self._container.close()
 
 
-def infrared_range(path: Path, how: str, stop: threading.Event) -> tuple[float, float]:
+def infrared_range(
+    path: Path, how: Stretch, stop: threading.Event
+) -> tuple[tuple[float, float], UserError | None]:
     """Luma levels of a whole infrared video: its "minmax", or its 0.5 and 99.5 % "percentile".
 
-    Once `stop` is set, those of what was read.
+    Once `stop` is set, those of what was read. Where the video is damaged, those of the frames
+    before, and the damage; raises it where there are none.
     """
-    reader = VideoReader(path)
-    counts = np.zeros(2**reader.form.bits, np.int64)
+    reader, damage = VideoReader(path), None
+    counts = np.zeros(2**reader.pixel_format.bits, np.int64)
     try:
         for number, frame in enumerate(reader.items(), 1):
-            luma, _ = planes.infrared(path, frame, reader.form, number)
+            luma, _ = planes.infrared(path, frame, reader.pixel_format, number)
             counts += np.bincount(luma.ravel(), minlength=counts.size)
             if stop.is_set():
                 break
+    except UserError as error:
+        if not counts.any():
+            raise
+        damage = error
     finally:
         reader.close()
     if how == "minmax":
-        seen = np.flatnonzero(counts)
-        return float(seen[0]), float(seen[-1])
+        found = np.flatnonzero(counts)
+        return (float(found[0]), float(found[-1])), damage
     share = np.cumsum(counts) / counts.sum()
-    return float(np.searchsorted(share, 0.005)), float(np.searchsorted(share, 0.995))
+    low, high = (float(np.searchsorted(share, quantile)) for quantile in (0.005, 0.995))
+    return (low, high), damage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,7 +13,7 @@ import av
 
 from jaxfuse.config.errors import require
 from jaxfuse.data.images import FileError
-from jaxfuse.infer.video.planes import FULL, LIMITED, STEPS, Form, coloured, levels
+from jaxfuse.infer.video.planes import FULL, LIMITED, STEPS, PixelFormat, coloured, levels
 from jaxfuse.infer.video.reading import VideoReader, words
 
 CRF = 18
@@ -20,7 +21,7 @@ PRESETS = (
     "ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split()  # noqa: SIM905
 )
 
-ENDINGS: dict[str, tuple[str, ...]] = {
+WRITTEN_EXTENSIONS: dict[str, tuple[str, ...]] = {
     ".mp4": ("libx264", "mpeg4"),
     ".m4v": ("libx264", "mpeg4"),
     ".mov": ("libx264", "mpeg4"),
@@ -28,9 +29,10 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     ".webm": ("libvpx-vp9",),
     ".avi": ("libx264", "mpeg4"),
 }
-"""Endings that are written, each with its encoders: the first one that there is."""
+"""File name endings that are written, each with its encoders: the first one that there is."""
 
 _TURN_LOST = {".avi"}
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_FILES = ("encoder", "major_brand", "minor_version", "compatible_brands")
 """Metadata of the file, not of what it shows."""
 
@@ -77,12 +79,12 @@ ENCODERS = {
 
 def encoder_for(target: Path, codec: str, crf: int | None, preset: str) -> str:
     """The encoder's name. Raises ConfigError or FileError for what cannot be."""
-    if target.suffix.lower() not in ENDINGS:
-        known = ", ".join(ENDINGS)
+    if target.suffix.lower() not in WRITTEN_EXTENSIONS:
+        known = ", ".join(WRITTEN_EXTENSIONS)
         raise FileError(target, f"ending {target.suffix!r}", f"for a video use one of {known}")
     require(codec == "auto" or codec in ENCODERS, "codec", codec, f"use {', '.join(ENCODERS)}")
     require(preset in PRESETS, "preset", preset, f"use one of {', '.join(PRESETS)}")
-    wanted = ENDINGS[target.suffix.lower()] if codec == "auto" else (codec,)
+    wanted = WRITTEN_EXTENSIONS[target.suffix.lower()] if codec == "auto" else (codec,)
     found = next((name for name in wanted if _there_is(name)), None)
     if found is None:
         remedy = f"choose another --codec; there are {', '.join(filter(_there_is, ENCODERS))}"
@@ -124,10 +126,19 @@ class VideoWriter:
         if self._ending in _TURN_LOST and visible.matrix is not None:
             found = f"{self._ending} cannot say that the picture is turned, as {visible.path} is"
             raise FileError(target, found, "write .mp4 or .mkv")
+        self._grid = self._ending == ".avi"
+        self._rate, self._last = visible.rate, None
+        if self._grid:
+            self._require_grid(visible)
         options = ENCODERS[codec].options(CRF if crf is None else crf, preset)
         self.notes: list[str] = []
         """What the result does not hold of the visible video."""
-        self.form = self._form(visible, codec, options)
+        self.pixel_format = self._pixel_format(visible, codec, options)
+        self.frames = 0
+        """Frames in the file, without those that the encoder still holds back."""
+        self._full = self._drained = False
+        self._closed: bool | None = None
+        """Whether the file was ended well; None before it is."""
         try:
             self._container = av.open(str(path), "w", format=_muxer(self._ending))
         except (av.FFmpegError, OSError) as error:
@@ -143,36 +154,39 @@ class VideoWriter:
         kept = visible.metadata.items()
         self._container.metadata.update({k: v for k, v in kept if k.lower() not in _OF_FILES})
 
-    def _form(self, visible: VideoReader, codec: str, options: dict[str, str]) -> Form:
-        own, frame = visible.form, visible.first
+    def _pixel_format(
+        self, visible: VideoReader, codec: str, options: dict[str, str]
+    ) -> PixelFormat:
+        own, frame = visible.pixel_format, visible.first
         smallest = ENCODERS[codec].smallest
         if min(frame.width, frame.height) < smallest:
             found = f"{frame.width} x {frame.height} pixels, but {codec} needs {smallest} a side"
             raise FileError(self._target, found, "choose another --codec")
-        for form in _forms(own, codec):
-            if not _opens(codec, form, frame.width, frame.height, options):
+        for pixel_format in _pixel_formats(own, codec):
+            if not _opens(codec, pixel_format, frame.width, frame.height, options):
                 continue
-            odd = frame.width % 2 or frame.height % 2
-            if odd and own.colour != "gray" and form.colour != own.colour and not _lost(own, form):
+            lost = _lost(own, pixel_format)
+            odd = own.colour != "gray" and (frame.width % 2 or frame.height % 2)
+            if odd and pixel_format.colour != own.colour and not lost:
                 self.notes.append(
-                    f"{self._target}: written as {form.name}, which some players do not show: "
-                    f"{own.name} of {codec} has no {frame.width} x {frame.height} pixels"
+                    f"{self._target}: written as {pixel_format.name}, which some players do not "
+                    f"show: {own.name} of {codec} has no {frame.width} x {frame.height} pixels"
                 )
-            elif _lost(own, form):
+            elif lost:
                 self.notes.append(
-                    f"{self._target}: written as {form.name}: {codec} has no {own.name}, as "
-                    f"{visible.path} is"
+                    f"{self._target}: written as {pixel_format.name}: {codec} has no {own.name}, "
+                    f"as {visible.path} is"
                 )
-            return form
+            return pixel_format
         found = f"{codec} cannot encode {frame.width} x {frame.height} pixels as {own.name}"
         raise FileError(self._target, found, "choose another --codec (ffv1 in .mkv takes any)")
 
     def _prepare(self, visible: VideoReader, codec: str) -> None:
         stream, context, first = self._picture, self._picture.codec_context, visible.first
-        context.width, context.height, context.pix_fmt = first.width, first.height, self.form.name
+        context.width, context.height = first.width, first.height
+        context.pix_fmt = self.pixel_format.name
         # PyAV's default cuts each frame into slices, which makes files larger.
         context.thread_type = "AUTO"
-        self._grid = self._ending == ".avi"
         if self._grid:
             # It numbers its frames, in the order they are stored.
             context.time_base, context.max_b_frames = 1 / visible.rate, 0
@@ -180,13 +194,12 @@ class VideoWriter:
             context.time_base = Fraction(1, 60000)
         else:
             context.time_base = first.time_base
-        self._rate, self._last = visible.rate, None
         stream.time_base = context.time_base
         context.flags |= int(av.codec.context.Flags.frame_duration)
         ratio = visible.pixel_ratio
         if ratio:
             context.sample_aspect_ratio = ratio
-        black, _ = levels(first, self.form.bits)
+        black, _ = levels(first, self.pixel_format.bits)
         context.color_range = LIMITED if black else FULL
         context.colorspace = 6 if coloured(first.format) else first.colorspace
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
@@ -205,10 +218,11 @@ class VideoWriter:
         return stream
 
     def frame(self, frame: av.VideoFrame) -> None:
-        """Appends a frame of `form`."""
+        """Appends a frame of `pixel_format`."""
         if self._grid:
-            self._put_on_grid(frame)
-        self._mux(self._encoded(frame))
+            number = self._place(frame.pts * frame.time_base)
+            frame.pts, frame.time_base, frame.duration = number, 1 / self._rate, 1
+        self._append(frame)
 
     def packet(self, packet: av.Packet) -> None:
         """Appends a packet of sound."""
@@ -221,18 +235,36 @@ class VideoWriter:
         packet.dts = self._heard[packet.stream_index] = max(packet.dts, earliest)
         packet.pts = max(packet.dts, packet.dts if packet.pts is None else packet.pts)
         packet.stream = self._sounds[packet.stream_index]
-        self._mux([packet], "add --no-audio")
+        self._mux(packet, "add --no-audio")
 
-    def _put_on_grid(self, frame: av.VideoFrame) -> None:
-        exact = frame.pts * frame.time_base * self._rate
+    def _require_grid(self, visible: VideoReader) -> None:
+        """Looks before anything is fused, where the file has a table of its times."""
+        for time in visible.stated_times:
+            self._place(time)
+        self._last = None
+
+    def _place(self, time: Fraction) -> int:
+        """AVI's number of a frame. Raises FileError where it has none."""
+        exact = time * self._rate
         number = round(exact)
         if abs(exact - number) > Fraction(1, 4) or (
             self._last is not None and number <= self._last
         ):
             found = f"frame rate varies (a frame at {float(exact / self._rate):.3f} s)"
             raise FileError(self._target, found, "AVI cannot hold that: write .mp4 or .mkv")
-        frame.pts, frame.time_base, frame.duration = number, 1 / self._rate, 1
         self._last = number
+        return number
+
+    def _append(self, frame: av.VideoFrame | None) -> None:
+        """None: what the encoder holds back."""
+        for packet in self._encoded(frame):
+            try:
+                self._mux(packet)
+            except FileError:
+                # Those after it would be shown without what they build on.
+                self._drained = True
+                raise
+            self.frames += 1
 
     def _encoded(self, frame: av.VideoFrame | None) -> list[av.Packet]:
         try:
@@ -240,29 +272,45 @@ class VideoWriter:
         except av.FFmpegError as error:
             raise self._refused(error) from None
 
-    def _mux(self, packets: list[av.Packet], remedy: str = "") -> None:
+    def _mux(self, packet: av.Packet, remedy: str = "") -> None:
         try:
-            self._container.mux(packets)
+            self._container.mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error, remedy) from None
 
     def close(self) -> None:
         """Encodes what the encoder holds back and ends the file, so that it can be played."""
-        try:
-            self._mux(self._encoded(None))
-        finally:
-            self.abandon()
+        self._drain()
+        self._end()
 
-    def abandon(self) -> None:
-        """Closes the file without what the encoder holds back."""
+    def rescue(self) -> bool:
+        """After an error: ends the file with the frames there are. Whether it can be played."""
+        for step in (self._drain, self._end):
+            # The first error is the one to tell.
+            with contextlib.suppress(Exception):
+                step()
+        return bool(self._closed) and not self._full
+
+    def _drain(self) -> None:
+        if not self._drained:
+            self._drained = True
+            self._append(None)
+
+    def _end(self) -> None:
+        # FFmpeg ends a file once only, well or not.
+        if self._closed is not None:
+            return
+        self._closed = False
         try:
             self._container.close()
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error) from None
+        self._closed = True
 
     def _refused(self, error: Exception, remedy: str = "") -> FileError:
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if number in _FULL_DISK:
+            self._full = True
             remedy = "free some space, or write to another disk"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             remedy = "choose a place that you may write to"
@@ -274,37 +322,39 @@ def _muxer(ending: str) -> str:
     return {".mkv": "matroska", ".m4v": "mp4"}.get(ending, ending[1:])
 
 
-def _lost(own: Form, form: Form) -> bool:
-    if form.bits < own.bits:
+def _lost(own: PixelFormat, other: PixelFormat) -> bool:
+    if other.bits < own.bits:
         return True
     if own.colour == "gray":
         return False
-    return any(a > b for a, b in zip(STEPS[form.colour], STEPS[own.colour], strict=True))
+    return any(a > b for a, b in zip(STEPS[other.colour], STEPS[own.colour], strict=True))
 
 
-def _forms(own: Form, codec: str) -> Iterator[Form]:
+def _pixel_formats(own: PixelFormat, codec: str) -> Iterator[PixelFormat]:
     """What an encoder takes, the most fitting first."""
     offered = {pixels.name for pixels in av.Codec(codec, "w").video_formats or ()}
     # Few players show H.264 and the like without colours.
     gray = ["gray"] if own.colour == "gray" and codec == "ffv1" else []
-    known = [Form(c, bits) for c in (*gray, *STEPS) for bits in (8, 9, 10, 12, 14, 16)]
+    known = [PixelFormat(c, bits) for c in (*gray, *STEPS) for bits in (8, 9, 10, 12, 14, 16)]
 
-    def cost(form: Form) -> tuple[bool, bool, int, int]:
-        across, down = STEPS.get(form.colour, (1, 1))
-        if own.colour == form.colour:
+    def cost(other: PixelFormat) -> tuple[bool, bool, int, int]:
+        across, down = STEPS.get(other.colour, (1, 1))
+        if own.colour == other.colour:
             finer = 0
         elif own.colour == "gray":
-            finer = 16 - across * down if form.colour == "420" else 17 + across * down
+            finer = 16 - across * down if other.colour == "420" else 17 + across * down
         else:
             finer = 17 - across * down
-        return (_lost(own, form), form.bits < own.bits, finer, abs(form.bits - own.bits))
+        return (_lost(own, other), other.bits < own.bits, finer, abs(other.bits - own.bits))
 
-    yield from sorted((form for form in known if form.name in offered), key=cost)
+    yield from sorted((other for other in known if other.name in offered), key=cost)
 
 
-def _opens(codec: str, form: Form, width: int, height: int, options: dict[str, str]) -> bool:
+def _opens(
+    codec: str, pixel_format: PixelFormat, width: int, height: int, options: dict[str, str]
+) -> bool:
     context = av.CodecContext.create(codec, "w")
-    context.width, context.height, context.pix_fmt = width, height, form.name
+    context.width, context.height, context.pix_fmt = width, height, pixel_format.name
     context.time_base, context.options = Fraction(1, 25), options
     try:
         context.open()
