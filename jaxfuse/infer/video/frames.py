@@ -6,55 +6,17 @@ so nothing flickers.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxfuse.infer.levels import Levels, program
 from jaxfuse.infer.predict import Fuser, ImageError, Way, chosen
-from jaxfuse.models import Model
-from jaxfuse.ops import color
-from jaxfuse.shapes import Array, Params
-
-Levels = tuple[float, float]
-"""What stands for 0 and for 1: black and white of stored integers."""
+from jaxfuse.shapes import Array
 
 Label = TypeVar("Label")
-
-
-@functools.cache
-def _program(model: Model) -> Callable[[Params, Array, Array, Array, Array], Array]:
-    """The network between stored levels, under jit; compiles once per model, size and dtype.
-
-    One program from integers to integers: a quarter of the bytes to and fro, and no passes over
-    floats on the host.
-    """
-
-    def unit(stored: Array, levels: Array) -> Array:
-        low, high = levels
-        return jnp.clip((stored.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
-
-    def run(
-        params: Params,
-        visible: Array,
-        infrared: Array,
-        visible_levels: Array,
-        infrared_levels: Array,
-    ) -> Array:
-        rgb = unit(visible if visible.ndim == 3 else visible[:, :, None], visible_levels)
-        gray = unit(infrared[:, :, None], infrared_levels)
-        fused = model.apply(params, color.luma(rgb)[None], gray[None]).image[0]
-        low, high = visible_levels
-        stored = color.replace_luma(rgb, fused) * (high - low) + low
-        if jnp.issubdtype(visible.dtype, jnp.integer):
-            stored = jnp.rint(stored)
-        return stored.astype(visible.dtype).reshape(visible.shape)
-
-    return jax.jit(run)
 
 
 def start(
@@ -78,7 +40,7 @@ def start(
         infrared, infrared_levels = np.zeros_like(infrared), (0.0, 1.0)
     if chosen(fuser.model, infrared.size, method) != "whole":
         return _in_parts(fuser, visible, infrared, method, visible_levels, infrared_levels)
-    return _program(fuser.model)(
+    return program(fuser.model)(
         fuser.params, visible, infrared, np.float32(visible_levels), np.float32(infrared_levels)
     )
 
