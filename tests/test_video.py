@@ -27,7 +27,7 @@ from jaxfuse import cli, weights
 from jaxfuse.config import ConfigError, UserError
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
-from jaxfuse.infer import video
+from jaxfuse.infer import levels, video
 from jaxfuse.infer.predict import Fuser, ImageError, fuse
 from jaxfuse.infer.video import files, frames, reading, writing
 from jaxfuse.infer.video.files import VideoError, fuse_videos
@@ -1214,7 +1214,7 @@ def test_frames_that_cannot_be_fused(fuser):
 
 
 def test_one_program_serves_all_frames_of_a_size(fuser):
-    program = frames._program(VISIBLE.model)
+    program = levels.program(VISIBLE.model)
     before = program._cache_size()
     given = [np.full((20, 22), i, np.uint8) for i in range(5)]
     list(video.fuse_frames(given, given, VISIBLE))

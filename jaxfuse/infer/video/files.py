@@ -20,9 +20,10 @@ from jaxfuse.config.errors import require
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
 from jaxfuse.infer.folders import check_place, make_folder
+from jaxfuse.infer.levels import Levels
 from jaxfuse.infer.predict import Fuser, Stretch, Way
 from jaxfuse.infer.video import planes
-from jaxfuse.infer.video.frames import Levels, look_ahead, start
+from jaxfuse.infer.video.frames import look_ahead, start
 from jaxfuse.infer.video.lanes import Halted, Lane, Worker
 from jaxfuse.infer.video.matching import Infrared, Match, doubts
 from jaxfuse.infer.video.reading import VideoReader, infrared_range

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxfuse.config import UserError
 from jaxfuse.data.images import FileError
+from jaxfuse.infer.levels import Levels
 from jaxfuse.infer.video import planes
-from jaxfuse.infer.video.frames import Levels
 from jaxfuse.infer.video.reading import VideoReader
 
 Match = Literal["time", "number"]
