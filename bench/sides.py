@@ -39,6 +39,9 @@ class Work:
     """Whether a first call, which may compile, is made before the measured ones."""
     finish: Callable[[], dict[str, Any]] = dict
     """Called once after the last run: facts to put beside the times."""
+    usage: Callable[[], tuple[float, int]] | None = None
+    """Processor seconds so far and peak bytes of other processes that do the work; None: this one
+    does."""
 
 
 @dataclasses.dataclass
@@ -81,7 +84,8 @@ def worker(target: str, options: dict[str, Any]) -> None:
     module, function = target.split(":")
     began = time.perf_counter()
     work: Work = getattr(importlib.import_module(module), function)(options)
-    ready: dict[str, Any] = {"setup_seconds": time.perf_counter() - began, "start_rss": peak_rss()}
+    usage = work.usage or (lambda: (time.process_time(), peak_rss()))
+    ready: dict[str, Any] = {"setup_seconds": time.perf_counter() - began, "start_rss": usage()[1]}
     if work.warm:
         began = time.perf_counter()
         work.run()
@@ -90,12 +94,12 @@ def worker(target: str, options: dict[str, Any]) -> None:
     for line in sys.stdin:
         if line.strip() != "run":
             break
-        began, busy = time.perf_counter(), time.process_time()
+        began, busy = time.perf_counter(), usage()[0]
         work.run()
-        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+        seconds, busy = time.perf_counter() - began, usage()[0] - busy
         say(seconds=seconds, cpu_seconds=busy)
     # Before `finish`, which may compute what was not measured.
-    peak = peak_rss()
+    peak = usage()[1]
     say(peak_rss=peak, facts=work.finish())
 
 

@@ -21,8 +21,24 @@ IMPORT, HELP = 0.1, 0.4
 """Seconds to reach; of the first, those of Python alone are taken off."""
 
 
+LAUNCHER = """
+import os, sys
+null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+away = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+for line in sys.stdin:
+    child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[null, away])
+    _, status, used = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    print(code, used.ru_utime + used.ru_stime, used.ru_maxrss, flush=True)
+"""
+"""Runs its arguments once for every line it gets, and says exit code, processor seconds and peak.
+
+The peak of a process begins with what the one that started it held, so a small one starts them.
+"""
+
+
 def process(options: dict[str, Any]) -> Work:
-    """A Python process, to its end."""
+    """A Python process, to its end; processor seconds and memory are its own."""
     path = os.pathsep.join(p for p in (str(machine.ROOT), os.environ.get("PYTHONPATH", "")) if p)
     environment = {**os.environ, "PYTHONPATH": path}
     words = list(options["words"])
@@ -39,12 +55,31 @@ def process(options: dict[str, Any]) -> Work:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder.name) / "compiled")
         keep.append(folder)
 
-    def run() -> None:
-        subprocess.run(
-            [sys.executable, *words], env=environment, check=True, stdout=subprocess.DEVNULL
-        )
+    launcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", LAUNCHER, sys.executable, *words],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    busy, peak = 0.0, 0
 
-    return Work(run)
+    def run() -> None:
+        nonlocal busy, peak
+        assert launcher.stdin is not None and launcher.stdout is not None
+        launcher.stdin.write("run\n")
+        launcher.stdin.flush()
+        code, seconds, largest = launcher.stdout.readline().split()
+        if int(code):
+            raise subprocess.CalledProcessError(int(code), words)
+        busy += float(seconds)
+        peak = max(peak, int(largest) * (1 if sys.platform == "darwin" else 1024))
+
+    def finish() -> dict[str, Any]:
+        launcher.communicate()
+        return {}
+
+    return Work(run, finish=finish, usage=lambda: (busy, peak))
 
 
 keep: list[Any] = []

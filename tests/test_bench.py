@@ -178,6 +178,23 @@ def test_sides_have_their_own_processes_and_peaks(side: Any) -> None:
     assert 280_000_000 < difference < 320_000_000
 
 
+def test_a_started_process_is_measured_itself() -> None:
+    """Not the one that starts it, whose imports alone take more than a bare Python."""
+
+    def started(code: str) -> Side:
+        return Side(code, "bench.start:process", {"words": ["-c", code], "fuses": False})
+
+    bare, large = started("pass"), started("x = bytearray(b'x') * 200_000_000")
+    busy = started("import time\nwhile time.process_time() < 0.3: pass")
+    alternate([bare, large, busy], 2)
+    assert 1_000_000 < bare.report["peak_rss_bytes"] < 30_000_000
+    difference = large.report["peak_rss_bytes"] - bare.report["peak_rss_bytes"]
+    assert 190_000_000 < difference < 210_000_000
+    assert all(0.3 <= seconds < 1.0 for seconds in busy.report["cpu_seconds"])
+    with pytest.raises(BenchError, match="its process ended with code 1"):
+        alternate([started("raise SystemExit(3)")], 1)
+
+
 def test_a_side_that_fails_is_named(side: Any) -> None:
     good, bad = side("good"), Side("bad", "sleeping_work:broken", {})
     with pytest.raises(BenchError, match="bad: its process ended with code 1"):

@@ -22,6 +22,7 @@ from jaxfuse.cli import words
 from jaxfuse.config import Experiment
 from jaxfuse.data import sources
 from jaxfuse.data.patches import read_grid
+from jaxfuse.infer import predict
 from jaxfuse.train import loop
 
 HEAVY = (
@@ -92,6 +93,12 @@ def test_help_is_printed(arguments: list[str], capsys) -> None:
     out, err = capsys.readouterr()
     assert out.startswith("usage: jaxfuse")
     assert err == ""
+
+
+def test_help_of_fuse_names_the_weights_it_takes_by_itself(capsys) -> None:
+    cli.main(["fuse", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"weights in the package (default: {predict.DEFAULT_WEIGHTS})" in shown
 
 
 def test_help_lists_every_command_and_preset(capsys) -> None:

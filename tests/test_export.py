@@ -274,6 +274,14 @@ def test_flat_programs() -> None:
         ("lite --out there.onnx", 1, ["there.onnx: exists already: add --overwrite"]),
         ("lite --out there.stablehlo", 1, ["there.stablehlo.json: exists already"]),
         ("lite --out n.onnx --dtype bfloat16", 1, ["n.onnx: ", "bfloat16: use float32"]),
+        (
+            "lite --out n.onnx --platforms cpu",
+            1,
+            ["n.onnx: platforms = 'cpu' is for .stablehlo: leave it out"],
+        ),
+        ("lite --out n.stablehlo --opset 20", 1, ["n.stablehlo: opset = 20 is for .onnx: leave"]),
+        ("lite --out there.onnx/n.onnx", 1, ["there.onnx: is a file, but results are to lie"]),
+        ("lite --out folder.onnx --overwrite", 1, ["folder.onnx: is a folder: name another file"]),
         ("absent.npz --out n.onnx", 1, ["absent.npz: no such file"]),
         ("nothing --out n.onnx", 1, ["nothing: no such weights in the package"]),
         ("seg.npz --out n.onnx", 1, ["seg.npz: holds segformer_tiny, a segmentation network"]),
@@ -299,11 +307,14 @@ def test_bad_input_is_one_line(
     weights.save_weights("seg.npz", tiny_segmenter.NAME, made)
     for name in ("there.onnx", "there.stablehlo.json"):
         Path(name).write_bytes(b"before")
+    Path("folder.onnx").mkdir()
     write_pairs(tmp_path / "pairs", "a", "a")
     before = sorted(tmp_path.rglob("*"))
     given = arguments.split()
     if given[0] == "lite":
         given[0] = str(weights_of("lite"))
+    if "--root" not in given:
+        monkeypatch.setattr(files, "_about", None)  # nothing may be built first
     said = complaint(capsys, "export", *given, code=code)
     assert all(word in said for word in words), said
     assert sorted(tmp_path.rglob("*")) == before

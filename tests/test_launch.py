@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ import yaml
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 TIMEOUT = 60.0
+MOST_PACKAGED = 10_000_000
+"""Bytes of packaged weights together, so that installing the package stays quick."""
 
 # What a process of a run may do: announce itself in a file, then wait, or end as it is told.
 CHILD = """
@@ -1311,7 +1315,23 @@ def test_the_image_gets_what_the_package_is_built_of_and_no_more(
         timeout=TIMEOUT,
         check=True,
     )
-    assert len(list((tmp_path / "dist").glob("jaxfuse-*.whl"))) == 1
+    [wheel] = (tmp_path / "dist").glob("jaxfuse-*.whl")
+    check_packaged_weights(wheel)
+
+
+def check_packaged_weights(wheel: Path) -> None:
+    """A wheel holds the weights, whole, with their checksums, and they are small."""
+    with zipfile.ZipFile(wheel) as archive:
+        folder = "jaxfuse/pretrained/"
+        sums = archive.read(f"{folder}SHA256SUMS").decode("ascii")
+        names = [name for name in archive.namelist() if name.startswith(folder)]
+        found = {
+            Path(name).name: archive.read(name) for name in names if name.endswith(".safetensors")
+        }
+    stated = {name: digest for digest, name in (line.split() for line in sums.splitlines())}
+    assert stated == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    assert {"lite.safetensors", "crossfuse.safetensors"} <= found.keys()
+    assert sum(len(data) for data in found.values()) < MOST_PACKAGED
 
 
 # All of it

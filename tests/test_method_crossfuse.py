@@ -369,7 +369,7 @@ def test_a_network_imitates_a_teacher_of_another_kind():
     student = models.create("lite")
     params = MODEL.init(jax.random.key(3))
     plain = objective_metrics(student, FUSE_ONLY)
-    config = dataclasses.replace(FUSE_ONLY, imitation=2.5)
+    config = dataclasses.replace(FUSE_ONLY, teacher="given", imitation=2.5)
     found = objective_metrics(student, config, (MODEL, params))
     assert found["loss"] == pytest.approx(plain["loss"] + 2.5 * found["imitation"], rel=1e-6)
     batch = make_batch(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ FAST = {"xla_backend_optimization_level": 0}
 BFLOAT16 = {"crossfuse": 2e-3, "lite": 3e-3}
 """Largest change of the fused image by computing in bfloat16, fresh parameters; measured: 5e-4
 and 7e-4."""
+
+HAVE = {"depthwise": ["crossfuse"], "remat": ["crossfuse"]}
+"""Networks that a setting of `Compute` changes."""
 
 compiled = functools.partial(jax.jit, compiler_options=FAST)
 
@@ -151,7 +155,25 @@ def test_flat_images_have_finite_gradients(built, gradient, level):
         assert np.isfinite(leaf).all(), name
 
 
+@pytest.mark.parametrize(
+    ("setting", "choices"), [("depthwise", ("shift", "lax")), ("remat", ("none", "blocks"))]
+)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_who_has_a_setting_is_stated(name, setting, choices):
+    """The two tests below run for networks in `HAVE` only: elsewhere they could not fail."""
+    fixed = {"depthwise": "shift", "remat": "none"}
+
+    def program(choice: str) -> str:
+        model = models.create(name, **{**fixed, setting: choice})
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        text = str(jax.make_jaxpr(model.apply)(params, *images(1, *SIZE)))
+        return re.sub(r"0x[0-9a-f]+", "", text)
+
+    assert (len({program(choice) for choice in choices}) == 2) == (name in HAVE[setting])
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("built", HAVE["remat"], indirect=True)
 def test_rematerialisation_changes_no_gradient(built, gradient):
     pair = images(2, *SIZE)
     blocks = slopes(models.create(built.name, remat="blocks", depthwise="shift"))
@@ -161,6 +183,7 @@ def test_rematerialisation_changes_no_gradient(built, gradient):
         np.testing.assert_allclose(leaf, expected[name], atol=1e-5 * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("built", HAVE["depthwise"], indirect=True)
 def test_depthwise_formulations_agree(built):
     model = models.create(built.name, remat="none", depthwise="lax")
     fused = compiled(model.apply)(built.params, *images(2, *SIZE))

@@ -46,7 +46,7 @@ class CrossFuseConfig:
     """Weights file, run folder or name of packaged weights of a fusion network whose fused images
     stage II imitates as well; any network may learn from any other."""
     imitation: float = 1.0
-    """Weight of that imitation."""
+    """Weight of that imitation; without a teacher there is none to weigh."""
 
     def __post_init__(self) -> None:
         for field in ("gradient_weight", "difference_weight", "ssim_weight", "imitation"):
@@ -63,6 +63,19 @@ class CrossFuseConfig:
             "method.stage2_epochs",
             self.stage2_epochs,
             "nothing to train",
+        )
+        require(
+            not self.teacher or self.stage2_epochs > 0,
+            "method.teacher",
+            self.teacher,
+            f"stage II imitates it: set method.stage2_epochs ({self.stage2_epochs}) above 0, or "
+            "leave method.teacher out",
+        )
+        require(
+            bool(self.teacher) or self.imitation == 1.0,
+            "method.imitation",
+            self.imitation,
+            "is the weight of a teacher: give method.teacher too, or leave it out",
         )
         require(
             0 < self.learning_rate < math.inf,

@@ -13,7 +13,14 @@ import numpy as np
 from jaxfuse import __version__
 from jaxfuse.data.pairs import Pairs
 from jaxfuse.export import graph, stablehlo
-from jaxfuse.export.program import ExportError, Run, Settings
+from jaxfuse.export.program import (
+    DEFAULT_OPSET,
+    DEFAULT_PLATFORMS,
+    ExportError,
+    Run,
+    Settings,
+)
+from jaxfuse.infer.folders import check_place
 from jaxfuse.infer.predict import Fuser, fuse, load
 from jaxfuse.ops import color
 from jaxfuse.weights import files as weight_files
@@ -103,21 +110,12 @@ def write(
     weights: what `jaxfuse.load` takes. check: run what was built on pairs of random levels, and on
     `pairs` (at most so many, evenly chosen; 0 takes all that fit), and compare with `jaxfuse.fuse`.
     Raises ExportError where it differs by more than `LIMITS`, and for what cannot be exported so;
-    WeightsError for the weights.
+    WeightsError for the weights; FileError for a place that cannot be written to.
     """
     path, settings = Path(path), settings or Settings()
     kind = path.suffix
     beside = path.with_name(f"{path.name}.json")
-    if kind not in LIMITS:
-        raise ExportError(f"{path}: unknown kind {kind!r}: name it .stablehlo or .onnx")
-    if kind == ".onnx" and settings.dtype != "float32":
-        raise ExportError(
-            f"{path}: onnxruntime has no convolution in {settings.dtype}: use float32, or write "
-            ".stablehlo"
-        )
-    for file in (path, beside) if kind == ".stablehlo" else (path,):
-        if file.exists() and not overwrite:
-            raise ExportError(f"{file}: exists already: add --overwrite, or name another file")
+    _check_target(path, beside, settings, overwrite)
     (graph if kind == ".onnx" else stablehlo).require()
     fuser = load(weights, settings.dtype)
     about = _about(fuser, Path(weights).name, kind, settings)
@@ -145,6 +143,33 @@ def write(
     if kind == ".stablehlo":
         weight_files.write_text(beside, json.dumps(about, indent=1) + "\n")
     return Written(path, fuser.name, len(data) / 1e6, settings, limit, tuple(compared), unchecked)
+
+
+def _check_target(path: Path, beside: Path, settings: Settings, overwrite: bool) -> None:
+    """Raises ExportError or FileError for what would fail after the work, or have no effect."""
+    kind = path.suffix
+    if kind not in LIMITS:
+        raise ExportError(f"{path}: unknown kind {kind!r}: name it .stablehlo or .onnx")
+    if kind == ".onnx" and settings.dtype != "float32":
+        raise ExportError(
+            f"{path}: onnxruntime has no convolution in {settings.dtype}: use float32, or write "
+            ".stablehlo"
+        )
+    if kind == ".onnx" and settings.platforms != DEFAULT_PLATFORMS:
+        raise ExportError(
+            f"{path}: platforms = {', '.join(settings.platforms)!r} is for .stablehlo: leave it "
+            "out, an ONNX runtime chooses where it runs"
+        )
+    if kind == ".stablehlo" and settings.opset != DEFAULT_OPSET:
+        raise ExportError(
+            f"{path}: opset = {settings.opset} is for .onnx: leave it out, or write .onnx"
+        )
+    for file in (path, beside) if kind == ".stablehlo" else (path,):
+        if file.is_dir():
+            raise ExportError(f"{file}: is a folder: name another file")
+        if file.exists() and not overwrite:
+            raise ExportError(f"{file}: exists already: add --overwrite, or name another file")
+    check_place(path)
 
 
 def _about(fuser: Fuser, weights: str, kind: str, settings: Settings) -> dict[str, str]:

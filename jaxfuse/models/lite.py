@@ -35,28 +35,29 @@ ADDED = 0.5
 LEAK = 0.1
 
 
-def to_cells(x: Features, side: int = FINE) -> Features:
-    """(b, h, w, c) -> (b, h / side, w / side, side^2 c): the pixels of each square become
-    channels.
+def pixel_unshuffle(x: Features, side: int = FINE) -> Features:
+    """(b, h, w, c) -> (b, h / side, w / side, side^2 c): the pixels of each square become channels,
+    row by row, the c of a pixel together. Both sides must be multiples of `side`.
     """
     b, h, w, c = x.shape
     x = x.reshape(b, h // side, side, w // side, side, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // side, w // side, side * side * c)
 
 
-def to_pixels(x: Features, side: int = FINE) -> Features:
-    """The inverse of `to_cells`."""
+def pixel_shuffle(x: Features, side: int = FINE) -> Features:
+    """(b, h, w, side^2 c) -> (b, side h, side w, c): the inverse of `pixel_unshuffle`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, side, side, c // (side * side))
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, c // (side * side))
 
 
 def leaky(x: Features) -> Features:
+    """max(x, 0.1 x), any shape and range."""
     return jnp.maximum(x, LEAK * x)
 
 
 class Conv(nnx.Module):
-    """3x3 with zero padding and a bias."""
+    """3x3 with zero padding and a bias: (b, h, w, channels) -> (b, h, w, out), any range."""
 
     def __init__(self, channels: int, out: int):
         self.weight = weight(3, 3, channels, out, fan_in=9 * channels)
@@ -66,8 +67,12 @@ class Conv(nnx.Module):
         return conv3x3(x, self.weight[...]) + self.bias[...].astype(x.dtype)[None, None, None, :]
 
 
-class Around(nnx.Module):
-    """What larger squares show, for every small one."""
+class Context(nnx.Module):
+    """What larger squares show, for every small one: (b, h, w, 16) -> (b, h, w, 16), any range.
+
+    The mean of 4 x 4, 1x1 to 64 channels, residual 3x3s, 1x1 to 4 x 4 times 16 channels. h and w,
+    in squares of 2 x 2 pixels, must be multiples of 4.
+    """
 
     def __init__(self) -> None:
         self.enter = weight(WIDTH, WIDE, fan_in=WIDTH)
@@ -81,15 +86,18 @@ class Around(nnx.Module):
         y = leaky(conv1x1(jnp.mean(squares, axis=(2, 4)), self.enter[...]))
         for index in range(DEEP):
             y = y + leaky(getattr(self, f"block{index}")(y))
-        return to_pixels(conv1x1(y, self.leave[...]), COARSE)
+        return pixel_shuffle(conv1x1(y, self.leave[...]), COARSE)
 
 
 class Encoder(nnx.Module):
-    """Features of both images together, on squares of pixels."""
+    """Features of both images together, on squares of 2 x 2 pixels: (b, h / 2, w / 2, 8), the
+    pixels of the visible image first, in [0, 1] -> (b, h / 2, w / 2, 16), any range. h and w are
+    multiples of 8.
+    """
 
     def __init__(self) -> None:
         self.embed = Conv(2 * CELL, WIDTH)
-        self.around = Around()
+        self.around = Context()
         for index in range(DEPTH):
             setattr(self, f"block{index}", Conv(WIDTH, WIDTH))
 
@@ -103,20 +111,26 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Mixture and addition of every pixel."""
+    """s V + (1 - s) I + a for every pixel, with s = sigmoid(x) and a = 0.5 tanh(y) of a 3x3 of the
+    features, clipped to [0, 1].
+    """
 
     def __init__(self) -> None:
         self.out = Conv(WIDTH, 2 * CELL)
 
     def __call__(self, features: Features, visible: Features, infrared: Features) -> Features:
-        """All on squares; the image is (b, h / 2, w / 2, 4) too."""
+        """Features (b, h / 2, w / 2, 16) and both images, (b, h / 2, w / 2, 4) in [0, 1] -> the
+        fused image, (b, h / 2, w / 2, 4) in [0, 1], float32.
+        """
         share, added = jnp.split(self.out(features).astype(jnp.float32), 2, axis=-1)
         share, added = jax.nn.sigmoid(share), ADDED * jnp.tanh(added)
         return jnp.clip(share * visible + (1.0 - share) * infrared + added, 0.0, 1.0)
 
 
 class Lite(nnx.Module):
-    """Encoder and decoder around the two images."""
+    """Luma and infrared, (b, h, w, 1) in [0, 1] of any h and w -> `Fused`. Whole squares of 8 x 8
+    are made by repeating the last row and column.
+    """
 
     def __init__(self, compute: Compute):
         self.compute = compute
@@ -125,16 +139,20 @@ class Lite(nnx.Module):
 
     def __call__(self, visible: Gray, infrared: Gray) -> Fused:
         height, width = visible.shape[1:3]
-        visible, infrared = (to_cells(whole_sides(x, SIDE)) for x in (visible, infrared))
+        visible, infrared = (pixel_unshuffle(whole_sides(x, SIDE)) for x in (visible, infrared))
         both = jnp.concatenate([visible, infrared], axis=-1)
         features = self.encoder(self.compute.cast(both))
         image = self.decoder(features, visible, infrared)
-        image, features = (window(to_pixels(x), 0, 0, height, width) for x in (image, features))
+        image, features = (window(pixel_shuffle(x), 0, 0, height, width) for x in (image, features))
         return Fused(image, features, {})
 
 
 def create(compute: Compute) -> Model:
-    """The network as pure functions."""
+    """The network as pure functions.
+
+    `Fused.features`: (b, h, w, 4), the 16 channels of each square of 2 x 2 pixels laid out as
+    pixels. `Fused.parts` is empty. Of `compute` only the dtype matters.
+    """
     init, bind = functional(Lite(compute))
 
     def apply(params: Params, visible: Gray, infrared: Gray) -> Fused:
