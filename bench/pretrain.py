@@ -179,9 +179,10 @@ def downstream_lines(result: dict[str, Any]) -> list[str]:
     return table
 
 
-def protocol(data: Path, pictures: Path | None) -> str:
+def protocol(data: Path, pictures: Path | None, also: Sequence[str] = ()) -> str:
     """What to score: all packaged weights, and others' pictures, on the validation pairs of the
-    sets trained on and on one that no training saw. pictures: what `bench.rivals` wrote.
+    sets trained on and on one that no training saw. pictures: what `bench.rivals` wrote. also:
+    NAME=WEIGHTS of further rows.
     """
     from jaxfuse import weights
 
@@ -193,6 +194,9 @@ def protocol(data: Path, pictures: Path | None) -> str:
         lines += [f'split = "{split}"'] * split.exists()
     for name in weights.packaged():
         lines += ["[[methods]]", f'name = "{name}"', f'weights = "{name}"']
+    for name, _, weights_file in (each.partition("=") for each in also):
+        place = Path(weights_file).resolve()
+        lines += ["[[methods]]", f'name = "{name}"', f'weights = "{place}"']
     if pictures is not None:
         for each in sorted((pictures / rivals.SETS[0]).iterdir()):
             lines += ["[[methods]]", f'name = "{each.name}"']
@@ -200,14 +204,16 @@ def protocol(data: Path, pictures: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def score(data: Path, work: Path, pictures: Path | None) -> dict[str, Any]:
+def score(
+    data: Path, work: Path, pictures: Path | None, also: Sequence[str] = ()
+) -> dict[str, Any]:
     """Means with intervals of every set, row and metric; see `protocol`."""
     from jaxfuse import cli, weights
 
     versions = machine.versions()
     work.mkdir(parents=True, exist_ok=True)
     asked = work / "protocol.toml"
-    asked.write_text(protocol(data, pictures), encoding="utf8")
+    asked.write_text(protocol(data, pictures, also), encoding="utf8")
     words = ["evaluate", "--protocol", str(asked), "--out", str(work / "scores"), "--overwrite"]
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
@@ -282,6 +288,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parse.add_argument("--data", type=Path, required=True, help="../shared/data of a checkout")
     parse.add_argument("--work", type=Path, default=Path("runs"), help="where runs lie")
     parse.add_argument("--pictures", type=Path, help="what bench.rivals wrote, to score beside")
+    parse.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME=WEIGHTS", help="further rows to score"
+    )
     parse.add_argument("--steps", type=int, default=1000, help="downstream: of each network")
     parse.add_argument("--seeds", type=int, default=3, help="downstream: networks of each row")
     given = parse.parse_args(words)
@@ -294,7 +303,8 @@ def main(words: Sequence[str] | None = None) -> int:
             if name in PRESETS:
                 print(put(train(experiments.find(PRESETS[name]), data, work / name)))
         if "score" in given.names:
-            result = score(data, work / "scores", given.pictures and given.pictures.resolve())
+            pictures = given.pictures and given.pictures.resolve()
+            result = score(data, work / "scores", pictures, given.also)
             keep(result, SCORES, lines(result))
         if "downstream" in given.names:
             result = downstream(data, work, given.steps, given.seeds)
