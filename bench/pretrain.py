@@ -120,7 +120,9 @@ def teach(name: str, data: Path, work: Path) -> Path:
     return train(dataclasses.replace(preset, model=model, **changed), data, work / f"{name}_ssvif")
 
 
-def downstream(data: Path, work: Path, steps: int, seeds: int) -> dict[str, Any]:
+def downstream(
+    data: Path, work: Path, steps: int, seeds: int, names: Sequence[str]
+) -> dict[str, Any]:
     """What segmentation networks learn from pictures of the packaged weights and of the same taught
     on by SSVIF: on generated scenes, for nobody has true labels of the pairs in DATA.
     """
@@ -131,7 +133,7 @@ def downstream(data: Path, work: Path, steps: int, seeds: int) -> dict[str, Any]
     from jaxfuse.evaluate.downstream_plan import Plan
 
     versions = machine.versions()
-    runs = {name: teach(name, data, work) for name in TAUGHT}
+    runs = {name: teach(name, data, work) for name in names}
     sizes = ssvif.Sizes(seeds=seeds, steps=steps)
     scenes = ssvif.experiment_of({}, 0, sizes).data.target
     unseen = dataclasses.replace(
@@ -153,7 +155,7 @@ def downstream(data: Path, work: Path, steps: int, seeds: int) -> dict[str, Any]
     return {
         "format": FORMAT,
         "command": f"python -m bench.pretrain downstream --data DATA --steps {steps} "
-        f"--seeds {seeds}",
+        f"--seeds {seeds} --taught {' '.join(names)}",
         "machine": machine.hardware(),
         "versions": versions,
         "scenes": {"train": scenes.scenes, "test": unseen.scenes, "sensor": scenes.sensor},
@@ -292,6 +294,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--also", nargs="+", default=[], metavar="NAME=WEIGHTS", help="further rows to score"
     )
     parse.add_argument("--steps", type=int, default=1000, help="downstream: of each network")
+    parse.add_argument(
+        "--taught", nargs="+", choices=list(TAUGHT), default=list(TAUGHT), help="downstream: which"
+    )
     parse.add_argument("--seeds", type=int, default=3, help="downstream: networks of each row")
     given = parse.parse_args(words)
     from jaxfuse import experiments
@@ -307,7 +312,7 @@ def main(words: Sequence[str] | None = None) -> int:
             result = score(data, work / "scores", pictures, given.also)
             keep(result, SCORES, lines(result))
         if "downstream" in given.names:
-            result = downstream(data, work, given.steps, given.seeds)
+            result = downstream(data, work, given.steps, given.seeds, given.taught)
             keep(result, DOWNSTREAM, downstream_lines(result))
     except (BenchError, UserError) as error:
         print(f"bench.pretrain: {error}", file=sys.stderr)
