@@ -304,6 +304,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
     data, work = given.data.resolve(), given.work.resolve()
     try:
+        if not (data / "splits").is_dir():
+            raise BenchError(
+                f"--data {data}: has no folder splits: name the one that holds roadscene, msrs, "
+                "tno and splits"
+            )
         for name in given.names:
             if name in PRESETS:
                 print(put(train(experiments.find(PRESETS[name]), data, work / name)))
