@@ -287,17 +287,31 @@ def keep(result: dict[str, Any], path: Path, told: Sequence[str]) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(prog="python -m bench.pretrain", description=__doc__)
     parse.add_argument("names", nargs="+", choices=[*PRESETS, "score", "downstream"])
-    parse.add_argument("--data", type=Path, required=True, help="../shared/data of a checkout")
-    parse.add_argument("--work", type=Path, default=Path("runs"), help="where runs lie")
+    parse.add_argument(
+        "--data", type=Path, required=True, help="folder of roadscene, msrs, tno, splits"
+    )
+    parse.add_argument(
+        "--work", type=Path, default=Path("runs"), help="where runs lie (default: runs)"
+    )
     parse.add_argument("--pictures", type=Path, help="what bench.rivals wrote, to score beside")
     parse.add_argument(
         "--also", nargs="+", default=[], metavar="NAME=WEIGHTS", help="further rows to score"
     )
-    parse.add_argument("--steps", type=int, default=1000, help="downstream: of each network")
+    parse.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        help="downstream: of each segmentation network (default: 1000)",
+    )
     parse.add_argument(
         "--taught", nargs="+", choices=list(TAUGHT), default=list(TAUGHT), help="downstream: which"
     )
-    parse.add_argument("--seeds", type=int, default=3, help="downstream: networks of each row")
+    parse.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="downstream: segmentation networks of each row (default: 3)",
+    )
     given = parse.parse_args(words)
     from jaxfuse import experiments
     from jaxfuse.config import UserError

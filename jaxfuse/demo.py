@@ -20,7 +20,7 @@ MADE = {
     "alignment.png": "what Top-K alignment selected and did",
     "loss.png": "the loss of both stages",
     "pictures": "each image by itself",
-    "run": "the run, with weights.safetensors; the same command again continues it",
+    "run": "the run, with weights.safetensors; see jaxfuse train",
 }
 """What the demo leaves in its folder, and what that is."""
 

@@ -98,7 +98,7 @@ def test_help_is_printed(arguments: list[str], capsys) -> None:
 def test_help_of_fuse_names_the_weights_it_takes_by_itself(capsys) -> None:
     cli.main(["fuse", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"weights in the package (default: {predict.DEFAULT_WEIGHTS})" in shown
+    assert f"weights in the package; empty is {predict.DEFAULT_WEIGHTS}" in shown
 
 
 def test_help_lists_every_command_and_preset(capsys) -> None:

@@ -277,6 +277,8 @@ def test_rounding_beyond_the_bounds_is_no_error(fuser):
 
 
 def test_wrong_words(fuser, unchecked):
+    with pytest.raises(ImageError, match=r"visible = 'a\.png': give an array; files are read by"):
+        fuse("a.png", "b.png", fuser)
     with pytest.raises(ImageError, match=r"method = 'strip': choose one of auto, whole, strips, d"):
         fuse(*scene(), fuser, method="strip")
     with pytest.raises(ImageError, match=r"stretch = 'max': choose one of none, minmax"):

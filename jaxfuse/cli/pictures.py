@@ -26,7 +26,7 @@ class FuseArguments:
     out: Path
     """Fused image, folder or video."""
     weights: str = ""
-    """Weights file, run folder, or the name of weights in the package (default: lite)."""
+    """Weights file, run folder, or the name of weights in the package; empty is lite."""
     bits: Literal[8, 16] = 8
     """Bits per channel of the result."""
     method: Literal["auto", "whole", "strips", "devices", "tiles"] = "auto"

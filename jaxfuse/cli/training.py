@@ -26,7 +26,7 @@ def train(arguments: Sequence[str]) -> int:
             "",
             "Trains in the folder DIR (default runs/NAME, or RUN); a folder that holds the run is",
             "continued. `jaxfuse train PRESET --help` lists every field. Presets:",
-            *(f"  {name:18}{line}" for name, line in experiments.describe_presets().items()),
+            *(f"  {name:29}{line}" for name, line in experiments.describe_presets().items()),
         ]
         return usage("\n".join(lines), asked=bool(arguments))
     source = arguments[0]

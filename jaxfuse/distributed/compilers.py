@@ -62,7 +62,7 @@ def topology_mesh(kind: str, shape: Sequence[int], fsdp: int = 1) -> Mesh:
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(
             "libtpu, the TPU compiler, is not installed: "
-            'pip install -c constraints.txt ".[tpu]" brings it (200 MB)'
+            'pip install -c constraints.txt -e ".[tpu]" brings it (200 MB)'
         )
     for variable, value in {**TPU_COMPILER, "TPU_ACCELERATOR_TYPE": f"{kind}-1"}.items():
         os.environ.setdefault(variable, value)

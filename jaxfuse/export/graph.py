@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxfuse.export.flat import flatten
-from jaxfuse.export.program import ExportError, Run, Settings, function
+from jaxfuse.export.program import REMEDY, ExportError, Run, Settings, function
 from jaxfuse.infer.predict import Fuser
 
 INPUTS = ("visible", "infrared")
@@ -39,7 +39,7 @@ def require() -> None:
             import onnx
             import onnxruntime
     except ImportError as error:
-        raise ExportError(f'{error.name} is missing: pip install "jaxfuse[export]"') from error
+        raise ExportError(f"{error.name} is missing: {REMEDY}") from error
     del jax2onnx, onnx, onnxruntime
 
 

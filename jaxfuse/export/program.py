@@ -31,6 +31,13 @@ DEFAULT_OPSET = 18
 LARGEST_SIDE = 1 << 15
 
 
+REMEDY = (
+    'install the extra export: in a checkout, pip install -c constraints.txt -e ".[export]"; '
+    'elsewhere, pip install "jaxfuse[export]"'
+)
+"""How to come by what exporting needs."""
+
+
 class ExportError(UserError, ValueError):
     """A network that cannot be exported so; the message names the file and the remedy."""
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import export
 
-from jaxfuse.export.program import ExportError, Run, Settings, function
+from jaxfuse.export.program import REMEDY, ExportError, Run, Settings, function
 from jaxfuse.infer.predict import Fuser
 
 _GPUS = {"cuda", "rocm"}
@@ -20,7 +20,7 @@ def require() -> None:
     try:
         import flatbuffers
     except ImportError as error:
-        raise ExportError('flatbuffers is missing: pip install "jaxfuse[export]"') from error
+        raise ExportError(f"flatbuffers is missing: {REMEDY}") from error
     del flatbuffers
 
 

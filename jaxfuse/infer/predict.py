@@ -134,6 +134,12 @@ def fuse(
         if value not in known:
             raise ImageError(f"{what} = {value!r}: choose one of {', '.join(known)}")
     fuser = _fuser(weights)
+    for image, name in ((visible, "visible"), (infrared, "infrared")):
+        if isinstance(image, str | Path):
+            raise ImageError(
+                f"{name} = {str(image)!r}: give an array; files are read by the command "
+                "`jaxfuse fuse --ir FILE --vi FILE --out FILE`"
+            )
     visible, infrared = np.asarray(visible), np.asarray(infrared)
     rgb = _checked(visible, "visible", (1, 3, 4))[..., :3]
     heat = _one_channel(_checked(infrared, "infrared", (1, 3, 4))[..., :3])
