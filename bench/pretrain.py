@@ -213,6 +213,7 @@ def score(
     from jaxfuse import cli, weights
 
     versions = machine.versions()
+    also_told = [f"--also {each.partition('=')[0]}=WEIGHTS" for each in also]
     work.mkdir(parents=True, exist_ok=True)
     asked = work / "protocol.toml"
     asked.write_text(protocol(data, pictures, also), encoding="utf8")
@@ -223,7 +224,9 @@ def score(
     sums = (PRETRAINED / weights.SUMS).read_text(encoding="utf8").splitlines()
     return {
         "format": FORMAT,
-        "command": "python -m bench.pretrain score --data DATA --pictures PICTURES",
+        "command": " ".join(
+            ["python -m bench.pretrain score --data DATA --pictures PICTURES", *also_told]
+        ),
         "versions": versions,
         "convention": "zoo",
         "metrics": list(METRICS),
