@@ -672,7 +672,7 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys) -> None:
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert (
-        'libtpu, the TPU compiler, is not installed: pip install -c constraints.txt ".[tpu]"' in err
+        'libtpu, the TPU compiler, is not installed: pip install -c constraints.txt -e ".[tpu]"' in err
     )
 
 
