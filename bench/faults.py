@@ -8,6 +8,7 @@ of every step, row by row, and the last parameters.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -376,7 +377,9 @@ def _read_only(run: Run) -> None:
     checkpoints, whole = run.folder / "checkpoints", run.until_checkpoint(BEYOND)
     run.until(lambda: (checkpoints / str(whole)).is_dir() and not any(checkpoints.glob("*tmp*")))
     for path in _folders(run.folder):
-        path.chmod(0o555)
+        # An old checkpoint may just be removed.
+        with contextlib.suppress(FileNotFoundError):
+            path.chmod(0o555)
 
 
 def _writable(folder: Path) -> None:

@@ -671,9 +671,8 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys) -> None:
     assert cli.main(["plan", "demo", "--no-search"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert (
-        'libtpu, the TPU compiler, is not installed: pip install -c constraints.txt -e ".[tpu]"' in err
-    )
+    told = 'pip install -c constraints.txt -e ".[tpu]"'
+    assert f"libtpu, the TPU compiler, is not installed: {told}" in err
 
 
 def test_sizes_for_the_eye() -> None:
