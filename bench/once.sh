@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that a session on an accelerator is for, in one call: measure, train by the published
+# All that time on an accelerator is for, in one call: measure, train by the published
 # schedule, score; results and weights end up in OUT, flat.
 #
 #   bash bench/once.sh DATA OUT [measure] [train] [score]
