@@ -27,6 +27,10 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
     ("docs/guides/scaling.md", "loader"): ("loader-cpu.json", loader.table),
     ("jaxfuse/pretrained/README.md", "scores"): ("weights/scores.json", pretrain.lines),
+    ("jaxfuse/pretrained/README.md", "downstream"): (
+        "weights/downstream.json",
+        pretrain.downstream_lines,
+    ),
     ("launch/README.md", "faults"): ("processes/faults.json", faults.lines),
 }
 """Page and mark on it -> result, how it is told."""

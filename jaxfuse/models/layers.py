@@ -190,7 +190,7 @@ def window(x: Features, top: int, left: int, height: Side, width: Side) -> Featu
 
 def _taps(x: Features, kernel: Float[Array, "3 3 c"]) -> Features:
     # Summed in float32: rounding each of nine products to bfloat16 costs accuracy, and on a CPU
-    # several times the time (bench/results, "precision").
+    # more than the products themselves.
     h, w = x.shape[1:3]
     padded, k = zero1(x), kernel.astype(x.dtype).astype(jnp.float32)
     total = sum(
