@@ -34,12 +34,16 @@ SEGMENTERS: dict[str, Callable[[int, Compute], Segmenter]] = {
 
 
 def create(
-    name: str, compute_dtype: str = "float32", depthwise: str = "auto", remat: str = "auto"
+    name: str,
+    compute_dtype: str = "float32",
+    depthwise: str = "auto",
+    remat: str = "auto",
+    kernels: str = "auto",
 ) -> Model:
     """The fusion network of that name. A wrong name raises with the list of right ones."""
     if name not in MODELS:
         raise ValueError(f"no model named {name!r}: choose one of {', '.join(sorted(MODELS))}")
-    return MODELS[name](Compute(compute_dtype, depthwise, remat))
+    return MODELS[name](Compute(compute_dtype, depthwise, remat, kernels))
 
 
 def create_segmenter(

@@ -33,6 +33,7 @@ from jaxfuse.models.layers import (
     relu6,
     weight,
 )
+from jaxfuse.models.local import Local, bottleneck, channel_sums, native
 from jaxfuse.shapes import Array, Features, Float, Gray, Params
 
 CHANNELS = 64
@@ -71,16 +72,23 @@ class ChannelAttention(nnx.Module):
             self.spatial = weight(3, 3, 3 * CHANNELS, fan_in=9)
         self.project = weight(CHANNELS, CHANNELS, fan_in=CHANNELS)
 
+    def local(self, norm: LayerNorm | None, start: int, stop: int) -> Local:
+        """What makes channels start..stop of (q, k, v)."""
+        weights = None if norm is None else norm.weights
+        spatial = self.spatial[...][..., start:stop]
+        if not self.dense:
+            return Local(weights, self.expand[...][:, start:stop], spatial)
+        folded = jnp.einsum(
+            "im,hwmo->hwio", self.expand[...], spatial, precision=lax.Precision.HIGHEST
+        )
+        return Local(weights, None, folded)
+
     def _local(self, x: Features, start: int, stop: int) -> Features:
         """Channels start..stop of (q, k, v)."""
-        if self.dense:
-            spatial = self.spatial[...][..., start:stop]
-            folded = jnp.einsum(
-                "im,hwmo->hwio", self.expand[...], spatial, precision=lax.Precision.HIGHEST
-            )
-            return conv3x3(x, folded)
-        expanded = conv1x1(x, self.expand[...][:, start:stop])
-        return depthwise3x3(expanded, self.spatial[...][..., start:stop], self.compute)
+        _, expand, spatial = self.local(None, start, stop)
+        if expand is None:
+            return conv3x3(x, spatial)
+        return depthwise3x3(conv1x1(x, expand), spatial, self.compute)
 
     def sums(self, x: Features, mask: Float[Array, "h w"] | None = None) -> Sums:
         qk = self._local(x, 0, 2 * CHANNELS)
@@ -95,8 +103,8 @@ class ChannelAttention(nnx.Module):
         products = jnp.einsum("bhchd->bhcd", blocks)
         return Sums(products, q_squares, k_squares)
 
-    def finish(self, x: Features, sums: Sums) -> Features:
-        v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
+    def mix(self, sums: Sums) -> Float[Array, "b 64 64"]:
+        """Attention and output projection, both linear in v: one matrix for each image."""
         b = sums.products.shape[0]
         shape = (b, HEADS, CHANNELS // HEADS)
         # max(norm, 1e-12) as published, taken before the root so that its gradient is finite at
@@ -107,9 +115,12 @@ class ChannelAttention(nnx.Module):
         logits = sums.products / q_norm[..., :, None] / k_norm[..., None, :]
         attention = jax.nn.softmax(logits * self.temperature[...][None, :, None, None], axis=-1)
         project = self.project[...].reshape(HEADS, CHANNELS // HEADS, CHANNELS)
-        # Attention and output projection are both linear in v: one 64x64 matrix per image.
-        mix = jnp.einsum("bhce,hcd->bhed", attention, project).reshape(b, CHANNELS, CHANNELS)
-        return jnp.matmul(v.reshape(b, -1, CHANNELS), mix.astype(v.dtype)).reshape(v.shape)
+        return jnp.einsum("bhce,hcd->bhed", attention, project).reshape(b, CHANNELS, CHANNELS)
+
+    def finish(self, x: Features, sums: Sums) -> Features:
+        v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
+        flat = v.reshape(v.shape[0], -1, CHANNELS)
+        return jnp.matmul(flat, self.mix(sums).astype(v.dtype)).reshape(v.shape)
 
 
 class GatedFeedForward(nnx.Module):
@@ -120,6 +131,10 @@ class GatedFeedForward(nnx.Module):
         self.expand = weight(CHANNELS, 2 * hidden, fan_in=CHANNELS)
         self.spatial = weight(3, 3, 2 * hidden, fan_in=9)
         self.project = weight(hidden, CHANNELS, fan_in=hidden)
+
+    def local(self, norm: LayerNorm) -> tuple[Local, Float[Array, "m 64"]]:
+        """What makes the features before GELU, and the projection after."""
+        return Local(norm.weights, self.expand[...], self.spatial[...]), self.project[...]
 
     def __call__(self, x: Features) -> Features:
         y = depthwise3x3(conv1x1(x, self.expand[...]), self.spatial[...], self.compute)
@@ -140,6 +155,21 @@ class PairedFeedForward(nnx.Module):
         self.expand = weight(CHANNELS, 2 * CHANNELS, fan_in=CHANNELS)
         self.spatial = weight(3, 3, 2, 2 * CHANNELS, fan_in=18)
         self.project = weight(CHANNELS, CHANNELS, fan_in=CHANNELS)
+
+    def local(self, norm: LayerNorm) -> tuple[Local, Float[Array, "64 64"]]:
+        """What makes the features before GELU, and the projection after."""
+
+        def sorted_by_parity(x: Array, axis: int) -> Array:
+            stride = [slice(None)] * x.ndim
+            halves = [(*stride[:axis], slice(parity, None, 2)) for parity in (0, 1)]
+            return jnp.concatenate([x[half] for half in halves], axis=axis)
+
+        gates, values = (
+            sorted_by_parity(half, 3) for half in jnp.split(self.spatial[...], 2, axis=3)
+        )
+        spatial = jnp.concatenate([gates, values], axis=3)
+        local = Local(norm.weights, sorted_by_parity(self.expand[...], 1), spatial)
+        return local, sorted_by_parity(self.project[...], 0)
 
     def __call__(self, x: Features) -> Features:
         expand, spatial, project = self.expand[...], self.spatial[...], self.project[...]
@@ -171,9 +201,18 @@ class Block(nnx.Module):
         )
 
     def sums(self, x: Features, mask: Float[Array, "h w"] | None = None) -> Sums:
+        if native(self.compute, x):
+            local = self.attention.local(self.norm1, 0, 2 * CHANNELS)
+            products, squares = channel_sums(x, local, mask)
+            return Sums(products, *jnp.split(squares, 2, axis=1))
         return self.attention.sums(self.norm1(x), mask)
 
     def finish(self, x: Features, sums: Sums) -> Features:
+        if native(self.compute, x):
+            local = self.attention.local(self.norm1, 2 * CHANNELS, 3 * CHANNELS)
+            x = bottleneck(x, local, self.attention.mix(sums), add=x)
+            local, project = self.feed_forward.local(self.norm2)
+            return bottleneck(x, local, project, "gated_gelu", add=x)
         x = x + self.attention.finish(self.norm1(x), sums)
         return x + self.feed_forward(self.norm2(x))
 
@@ -204,6 +243,11 @@ class CouplingNode(nnx.Module):
         self.eta = Bottleneck()
 
     def _maps(self, x: Features, *maps: Bottleneck) -> list[Features]:
+        if native(self.compute, x):
+            weights = [
+                (Local(None, m.expand[...], m.spatial[...]), m.project[...]) for m in maps
+            ]
+            return [bottleneck(x, *given, "relu6", reflect=True) for given in weights]
         # Maps of the same input share one wide matrix product and one wide depthwise convolution.
         expand = jnp.concatenate([m.expand[...] for m in maps], axis=-1)
         spatial = jnp.concatenate([m.spatial[...] for m in maps], axis=-1)

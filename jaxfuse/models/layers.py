@@ -35,9 +35,10 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"
     depthwise: Literal["auto", "shift", "lax"] = "auto"
     remat: Literal["auto", "none", "blocks"] = "auto"
+    kernels: Literal["auto", "xla", "native"] = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("dtype", "depthwise", "remat"):
+        for field in ("dtype", "depthwise", "remat", "kernels"):
             choices = get_args(get_type_hints(Compute)[field])
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -269,6 +270,10 @@ class LayerNorm(nnx.Module):
         self.eps = eps
         self.weight = constant(channels, value=1.0)
         self.bias = constant(channels, value=0.0)
+
+    @property
+    def weights(self) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+        return self.weight[...], self.bias[...]
 
     def __call__(self, x: Features) -> Features:
         f = x.astype(jnp.float32)

@@ -16,6 +16,11 @@ def platform() -> str:
     return _GIVEN.get() or jax.default_backend()
 
 
+def at_home() -> bool:
+    """Whether programs are traced for this machine: not inside `traced_for`."""
+    return not _GIVEN.get()
+
+
 @contextlib.contextmanager
 def traced_for(name: str) -> Iterator[None]:
     """Inside, whatever is traced is what a machine with such devices would trace.

@@ -1,0 +1,67 @@
+"""CrossFuse's local work on processors, in C++, where XLA leaves most of their speed unused.
+
+Maps of 64 channels go through LayerNorm, 1x1, 3x3 and 1x1 in one go: what lies between stays in a
+core's cache. `jaxfuse.models.local` says when these are used, and has the same in JAX. They are
+compiled when first asked for (`build`), and docs/adr/0010 says why they are here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+
+import jax
+import numpy as np
+
+from jaxfuse.kernels.build import KernelsError, library
+from jaxfuse.shapes import Array
+
+_TARGETS = ("bottleneck", "bottleneck_backward", "sums", "sums_backward")
+CHANNELS = 16
+"""Numbers of channels must be multiples of this."""
+
+
+@functools.cache
+def _register() -> str:
+    """Makes the kernels known to XLA and returns what their names begin with."""
+    path = library()
+    # Programs that XLA keeps on disk call kernels by name: others must have other names.
+    prefix = f"jaxfuse_{path.stem}"
+    loaded = ctypes.cdll.LoadLibrary(str(path))
+    for name in _TARGETS:
+        handler = jax.ffi.pycapsule(getattr(loaded, f"jaxfuse_{name}"))
+        jax.ffi.register_ffi_target(f"{prefix}_{name}", handler, platform="cpu")
+    return prefix
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels can be used here. Says once why not."""
+    try:
+        _register()
+    except (KernelsError, OSError) as error:
+        logging.getLogger("jaxfuse").warning(
+            "CrossFuse runs several times slower than it could here: %s. "
+            "model.kernels = xla does without and says nothing.",
+            error,
+        )
+        return False
+    return True
+
+
+def call(
+    name: str, results: tuple[jax.ShapeDtypeStruct, ...], *arrays: Array | None, **numbers: int
+) -> list[Array]:
+    """The results of a kernel, under jit; None stands for an array that is not given.
+
+    Raises KernelsError where they cannot be compiled.
+    """
+    none = np.zeros(0, np.float32)
+    given = [none if array is None else array for array in arrays]
+    attributes = {key: np.int64(value) for key, value in numbers.items()}
+    run = jax.ffi.ffi_call(f"{_register()}_{name}", results, vmap_method="sequential")
+    return list(run(*given, **attributes))
+
+
+__all__ = ["CHANNELS", "KernelsError", "available", "call"]

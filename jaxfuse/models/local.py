@@ -1,0 +1,168 @@
+"""The local parts of CrossFuse's blocks as single operations, for processors: LayerNorm, 1x1, 3x3,
+then a projection or sums over all pixels.
+
+Each is what `crossfuse` does by JAX's own operations, to rounding (tests/test_kernels.py), in C++
+(`jaxfuse.kernels`), and differentiable. Backward passes compute everything but the input again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import is_symbolic_dim
+
+from jaxfuse import kernels
+from jaxfuse.models.layers import Compute
+from jaxfuse.models.platform import at_home
+from jaxfuse.shapes import Array, Features, Float
+
+ACTIVATIONS = {"none": 0, "gated_gelu": 1, "relu6": 2}
+HEAD = 8
+"""Channels of an attention head."""
+
+
+class Local(NamedTuple):
+    """What the features of a pixel's neighbourhood are made by."""
+
+    norm: tuple[Float[Array, "i"], Float[Array, "i"]] | None
+    """Weight and bias of a LayerNorm of the input."""
+    expand: Float[Array, "i m"] | None
+    """The 1x1; None where the 3x3 is dense."""
+    spatial: Float[Array, "3 3 *c"]
+    """Depthwise (3, 3, c); dense (3, 3, i, c); or paired (3, 3, 2, c), whose channels are gates of
+    the even outputs, gates of the odd, values of the even, values of the odd, and which takes a
+    channel from the first and one from the second half of the expanded ones."""
+
+    @property
+    def arrays(self) -> tuple[Array | None, ...]:
+        weight, bias = self.norm or (None, None)
+        return weight, bias, self.expand, self.spatial
+
+
+def native(compute: Compute, x: Features) -> bool:
+    """Whether this map goes through the kernels in C++.
+
+    model.kernels = auto: on a processor, in float32, by a process with one device (XLA does not
+    know how to split them over several), if they can be compiled. Never in what is compiled for
+    other machines, nor for a symbolic size.
+    """
+    fits = (
+        at_home()
+        and jax.default_backend() == "cpu"
+        and x.dtype == jnp.float32
+        and not any(map(is_symbolic_dim, x.shape))
+    )
+    if compute.kernels == "native":
+        return fits
+    return compute.kernels == "auto" and fits and jax.device_count() == 1 and kernels.available()
+
+
+def bottleneck(
+    x: Features,
+    local: Local,
+    project: Float[Array, "*b m o"],
+    activation: str = "none",
+    reflect: bool = False,
+    add: Features | None = None,
+) -> Features:
+    """project(activation(3x3(1x1(LayerNorm(x))))) (+ add), (b, h, w, o).
+
+    project: one matrix, or one for each image. activation: gated_gelu halves the channels; relu6
+    stands after the 1x1 as well. reflect: padding of the 3x3, else zeros.
+    """
+    matrices = project if project.ndim == 3 else project[None]
+    settings = (("activation", ACTIVATIONS[activation]), ("reflect", int(reflect)))
+    if add is x:
+        return _with_itself(settings, x, local, matrices)
+    made = _alone(settings, x, local, matrices)
+    return made if add is None else made + add
+
+
+Settings = tuple[tuple[str, int], ...]
+
+
+def _like(*arrays: Array) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
+
+
+def _gradients(x: Features, local: Local, *more: Array) -> tuple[jax.ShapeDtypeStruct, ...]:
+    none = jax.ShapeDtypeStruct((0,), jnp.float32)
+    weights = (none if array is None else _like(array)[0] for array in local.arrays)
+    return (*_like(x), *weights, *_like(*more))
+
+
+def _as_local(like: Local, weight: Array, bias: Array, expand: Array, spatial: Array) -> Local:
+    return Local(
+        None if like.norm is None else (weight, bias),
+        None if like.expand is None else expand,
+        spatial,
+    )
+
+
+def _bottleneck(residual: bool):
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def run(settings: Settings, x: Features, local: Local, project: Array) -> Features:
+        result = jax.ShapeDtypeStruct((*x.shape[:3], project.shape[-1]), jnp.float32)
+        add = x if residual else None
+        given = (x, *local.arrays, project, add)
+        return kernels.call("bottleneck", (result,), *given, **dict(settings))[0]
+
+    def forward(settings, x, local, project):
+        return run(settings, x, local, project), (x, local, project)
+
+    def backward(settings, kept, pull):
+        x, local, project = kept
+        results = _gradients(x, local, project)
+        numbers = {**dict(settings), "residual": int(residual)}
+        given = (x, *local.arrays, project, pull)
+        dx, *weights, dproject = kernels.call("bottleneck_backward", results, *given, **numbers)
+        return dx, _as_local(local, *weights), dproject
+
+    run.defvjp(forward, backward)
+    return run
+
+
+_alone, _with_itself = _bottleneck(False), _bottleneck(True)
+
+
+def channel_sums(
+    x: Features, local: Local, mask: Float[Array, "h w"] | None = None
+) -> tuple[Float[Array, "b heads 8 8"], Float[Array, "b c"]]:
+    """Sums over all pixels of (q, k) = 3x3(1x1(LayerNorm(x))): q k^T of each head of 8 channels,
+    and the squares of q and k. With a mask, which multiplies q and k, there is no derivative.
+    """
+    return _sums(x, local) if mask is None else _sums_run(x, local, mask)
+
+
+def _sums_run(x: Features, local: Local, mask: Array | None) -> tuple[Array, Array]:
+    b, c = x.shape[0], local.spatial.shape[-1]
+    results = (
+        jax.ShapeDtypeStruct((b, c // 2 // HEAD, HEAD, HEAD), jnp.float32),
+        jax.ShapeDtypeStruct((b, c), jnp.float32),
+    )
+    products, squares = kernels.call("sums", results, x, *local.arrays, mask)
+    return products, squares
+
+
+@jax.custom_vjp
+def _sums(x: Features, local: Local) -> tuple[Array, Array]:
+    return _sums_run(x, local, None)
+
+
+def _sums_forward(x: Features, local: Local) -> tuple[tuple[Array, Array], tuple[Array, Local]]:
+    return _sums_run(x, local, None), (x, local)
+
+
+def _sums_backward(
+    kept: tuple[Features, Local], pulls: tuple[Array, Array]
+) -> tuple[Features, Local]:
+    x, local = kept
+    given = (x, *local.arrays, *pulls)
+    dx, *weights = kernels.call("sums_backward", _gradients(x, local), *given)
+    return dx, _as_local(local, *weights)
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
