@@ -17,7 +17,7 @@ import numpy as np
 from jaxfuse.kernels.build import KernelsError, library
 from jaxfuse.shapes import Array
 
-_TARGETS = ("bottleneck", "bottleneck_backward", "sums", "sums_backward")
+_TARGETS = ("bottleneck", "bottleneck_backward", "sums", "sums_backward", "coupling")
 CHANNELS = 16
 """Numbers of channels must be multiples of this."""
 

@@ -15,7 +15,7 @@ import jaxlib
 
 from jaxfuse.config import UserError
 
-SOURCES = ("kernels.cc", "backward.h", "local.h", "products.h", "lanes.h")
+SOURCES = ("kernels.cc", "backward.h", "coupling.h", "local.h", "products.h", "lanes.h")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
 TIMEOUT_SECONDS = 300

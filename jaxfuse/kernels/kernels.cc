@@ -5,6 +5,11 @@
 // and expanded, the last three rows convolved, the result projected or summed at once.
 
 #include "backward.h"
+#include "coupling.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace jaxfuse {
 namespace {
@@ -144,14 +149,13 @@ constexpr int kHead = 8;
 // Element `d` of each head, of which `own` holds one or two, in all the head's lanes. `row` is a row
 // of pixels in scratch layout, `own` channels c .. of its pixel p.
 inline V of_head(V own, const float* row, int64_t width, int64_t p, int c, int d) {
-  if constexpr (kLanes > kHead) {
-    I lanes{};
-    for (int i = 0; i < kLanes; ++i) lanes[i] = i / kHead * kHead + d;
-    return __builtin_shuffle(own, lanes);
-  } else {
-    const int at = c / kHead * kHead + d;
-    return splat(row[at / kLanes * kLanes * width + p * kLanes + at % kLanes]);
-  }
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
+  return (V)_mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(d)), (__m512)own);
+#else
+  const int at = c / kHead * kHead + d;
+  return splat(row[at / kLanes * kLanes * width + p * kLanes + at % kLanes]);
+#endif
 }
 
 // Adds q k^T of each head, (8 of q, half of k), then the squares of q and of k, over a row.
@@ -258,6 +262,16 @@ ffi::Error SumsBackward(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map e
   return ffi::Error::Success();
 }
 
+ffi::Error Coupling(ffi::ThreadPool pool, Map x, Map mix, Map bias, Map e1, Map s1, Map p1, Map e2, Map s2,
+                    Map p2, Map e3, Map s3, Map p3, Result y) {
+  const Node node(x, mix, bias, e1, s1, p1, e2, s2, p2, e3, s3, p3);
+  const auto cut = tiles(node.height, node.width);
+  share_out(pool, node.images * int64_t(cut.size()), [&](int64_t i) {
+    NodeTile(node, i / cut.size(), cut[i % cut.size()], y->typed_data()).run();
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace jaxfuse
 
@@ -278,3 +292,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxfuse_sums, jaxfuse::Sums, JAXFUSE_LOCAL.Arg<Map
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxfuse_sums_backward, jaxfuse::SumsBackward,
                               JAXFUSE_LOCAL.Arg<Map>().Arg<Map>().Ret<Map>().Ret<Map>().Ret<Map>().Ret<Map>().Ret<Map>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxfuse_coupling, jaxfuse::Coupling,
+                              JAXFUSE_LOCAL.Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>());

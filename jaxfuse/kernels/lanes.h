@@ -17,12 +17,16 @@
 namespace jaxfuse {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kWide = 4;  // kWide: vectors in a row of a product's block
+constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kWide = 2;
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
 #else
-constexpr int kLanes = 4, kWide = 4;
+constexpr int kLanes = 4, kRegisters = 16;
 #endif
+// Vectors in a row of a product's block.
+constexpr int kWide = kRegisters / 8;
 
 typedef float V __attribute__((vector_size(kLanes * 4)));
 typedef float Unaligned __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -66,18 +70,24 @@ inline V erf(V x) {
 // The standard normal distribution function.
 inline V below_normal(V x) { return 0.5f + 0.5f * erf(x * 0.707106781f); }
 
-// Its density: 2^n times a series of the rest.
-inline V normal_density(V x) {
-  const V y = at_least(x * x * -0.721347520f, -125.0f);  // log2(e) / 2
-  const V n = (y + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
-  const V r = (y - n) * 0.693147181f;
-  V series = splat(1.0f / 720);
-  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = series * r + c;
-  const I scale = (__builtin_convertvector(n, I) + 127) << 23;
-  V power;
-  std::memcpy(&power, &scale, sizeof power);
-  return series * power * 0.398942280f;
+// 2^x: 2^n times a series of the rest; x is kept within -126 .. 127.
+inline V power_of_two(V x) {
+  x = at_most(at_least(x, -126.0f), 127.0f);
+  const V n = (x + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
+  const V r = (x - n) * 0.693147181f;
+  V series = splat(1.0f / 5040);
+  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    series = series * r + c;
+  const I bits = (__builtin_convertvector(n, I) + 127) << 23;
+  V scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return series * scale;
 }
+
+inline V exponential(V x) { return power_of_two(x * 1.44269504f); }
+
+// The density of the standard normal distribution.
+inline V normal_density(V x) { return power_of_two(x * x * -0.721347520f) * 0.398942280f; }
 
 // Calls run(0) ... run(count - 1), each once, on the threads of the pool and this one.
 template <typename F>

@@ -30,8 +30,8 @@ std::vector<float> packed(int64_t k, int64_t n, F at) {
   return out;
 }
 
-// What becomes of a product: written, clipped to 0..6, or added to another map.
-enum class End { kWrite, kClip, kAdd };
+// What becomes of a product: written, clipped to 0..6, added to another map or to a line of channels.
+enum class End { kWrite, kClip, kAdd, kBias };
 
 template <int ROWS, int NV, End END>
 inline void product_block(const float* const* taps, int count, int64_t at, int k, Layout in,
@@ -65,6 +65,7 @@ inline void product_block(const float* const* taps, int count, int64_t at, int k
       V x = sum[m][v];
       if (END == End::kClip) x = clip6(x);
       if (END == End::kAdd) x += load(add + to);
+      if (END == End::kBias) x += load(add + v * kLanes);
       store(c + to, x);
     }
 }
@@ -73,7 +74,7 @@ template <int NV, End END>
 void product_panels(const float* const* taps, int count, int64_t pixels, int k, Layout in,
                     const float* b, int n, float* c, Layout out, const float* add) {
   // As many rows as leave the sums in registers.
-  constexpr int kRows = kLanes == 8 || NV == 4 ? 6 : 12;
+  constexpr int kRows = std::min(12, kRegisters * 3 / 4 / NV);
   const int width = NV * kLanes;
   for (int first = 0; first < n; first += width, b += int64_t{count} * k * width) {
     const int64_t to = first / kLanes * out.vector;
@@ -82,7 +83,9 @@ void product_panels(const float* const* taps, int count, int64_t pixels, int k, 
       constexpr int R = decltype(rows)::value;
       for (; i + R <= pixels; i += R)
         product_block<R, NV, END>(taps, count, i, k, in, b, c + to, out,
-                                  END == End::kAdd ? add + to : nullptr);
+                                  END == End::kAdd    ? add + to
+                                  : END == End::kBias ? add + first
+                                                      : nullptr);
     };
     blocks(std::integral_constant<int, kRows>());
     blocks(std::integral_constant<int, 4>());

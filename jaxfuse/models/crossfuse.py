@@ -33,7 +33,7 @@ from jaxfuse.models.layers import (
     relu6,
     weight,
 )
-from jaxfuse.models.local import Local, bottleneck, channel_sums, native
+from jaxfuse.models.local import Local, Node, bottleneck, channel_sums, coupling, native
 from jaxfuse.shapes import Array, Features, Float, Gray, Params
 
 CHANNELS = 64
@@ -230,6 +230,10 @@ class Bottleneck(nnx.Module):
         self.spatial = weight(3, 3, CHANNELS, fan_in=9)
         self.project = weight(CHANNELS, CHANNELS // 2, fan_in=CHANNELS)
 
+    @property
+    def weights(self) -> tuple[Array, Array, Array]:
+        return self.expand[...], self.spatial[...], self.project[...]
+
 
 class CouplingNode(nnx.Module):
     """Affine coupling after a 1x1 mix: z2 += phi(z1); z1 = z1 * exp(rho(z2)) + eta(z2)."""
@@ -243,11 +247,6 @@ class CouplingNode(nnx.Module):
         self.eta = Bottleneck()
 
     def _maps(self, x: Features, *maps: Bottleneck) -> list[Features]:
-        if native(self.compute, x):
-            weights = [
-                (Local(None, m.expand[...], m.spatial[...]), m.project[...]) for m in maps
-            ]
-            return [bottleneck(x, *given, "relu6", reflect=True) for given in weights]
         # Maps of the same input share one wide matrix product and one wide depthwise convolution.
         expand = jnp.concatenate([m.expand[...] for m in maps], axis=-1)
         spatial = jnp.concatenate([m.spatial[...] for m in maps], axis=-1)
@@ -257,6 +256,9 @@ class CouplingNode(nnx.Module):
         return [conv1x1(part, m.project[...]) for part, m in zip(parts, maps, strict=True)]
 
     def __call__(self, x: Features) -> Features:
+        if native(self.compute, x):
+            maps = (m.weights for m in (self.phi, self.rho, self.eta))
+            return coupling(x, Node(self.mix[...], self.mix_bias[...], *maps))
         bias = self.mix_bias[...].astype(x.dtype)[None, None, None, :]
         z1, z2 = jnp.split(conv1x1(x, self.mix[...]) + bias, 2, axis=-1)
         (phi,) = self._maps(z1, self.phi)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from jaxfuse import kernels
-from jaxfuse.models.layers import Compute
+from jaxfuse.models.layers import Compute, conv1x1
 from jaxfuse.models.platform import at_home
 from jaxfuse.shapes import Array, Features, Float
 
@@ -166,3 +166,43 @@ def _sums_backward(
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
+
+
+class Node(NamedTuple):
+    """Weights of a coupling node."""
+
+    mix: Float[Array, "c c"]
+    bias: Float[Array, "c"]
+    phi: tuple[Float[Array, "i m"], Float[Array, "3 3 m"], Float[Array, "m i"]]
+    """1x1, depthwise 3x3, 1x1; so rho and eta."""
+    rho: tuple[Float[Array, "i m"], Float[Array, "3 3 m"], Float[Array, "m i"]]
+    eta: tuple[Float[Array, "i m"], Float[Array, "3 3 m"], Float[Array, "m i"]]
+
+
+def _in_parts(x: Features, node: Node) -> Features:
+    def apply(weights: tuple[Array, Array, Array], z: Features) -> Features:
+        expand, spatial, project = weights
+        return bottleneck(z, Local(None, expand, spatial), project, "relu6", reflect=True)
+
+    z1, z2 = jnp.split(conv1x1(x, node.mix) + node.bias[None, None, None, :], 2, axis=-1)
+    z2 = z2 + apply(node.phi, z1)
+    z1 = z1 * jnp.exp(apply(node.rho, z2)) + apply(node.eta, z2)
+    return jnp.concatenate([z1, z2], axis=-1)
+
+
+@jax.custom_vjp
+def coupling(x: Features, node: Node) -> Features:
+    """z = x mix + bias; z2 += phi(z1); z1 = z1 exp(rho(z2)) + eta(z2), by reflection at edges."""
+    weights = (node.mix, node.bias, *node.phi, *node.rho, *node.eta)
+    return kernels.call("coupling", _like(x), x, *weights)[0]
+
+
+def _coupling_forward(x: Features, node: Node) -> tuple[Features, tuple[Features, Node]]:
+    return coupling(x, node), (x, node)
+
+
+def _coupling_backward(kept: tuple[Features, Node], pull: Features) -> tuple[Features, Node]:
+    return jax.vjp(_in_parts, *kept)[1](pull)
+
+
+coupling.defvjp(_coupling_forward, _coupling_backward)
