@@ -56,6 +56,17 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session")
+def cxx() -> None:
+    """Skips where the kernels in C++ cannot be compiled."""
+    from jaxfuse.kernels import KernelsError, build
+
+    try:
+        build.library()
+    except KernelsError as error:
+        pytest.skip(f"kernels cannot be compiled: {error}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fail-on-skip",

@@ -131,9 +131,11 @@ def batch(reference) -> Batch:
     }
 
 
-@pytest.fixture(scope="module")
-def model() -> models.Model:
-    return models.create("crossfuse", remat="none")
+@pytest.fixture(scope="module", params=["xla", "native"])
+def model(request) -> models.Model:
+    if request.param == "native":
+        request.getfixturevalue("cxx")
+    return models.create("crossfuse", remat="none", kernels=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ PACKAGE = "jaxfuse"
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"shapes", "config"}),
     frozenset({"ops", "distributed", "experiments"}),
+    frozenset({"kernels"}),
     frozenset({"models", "losses", "metrics", "data"}),
     frozenset({"methods", "checkpoint", "convert", "weights"}),
     frozenset({"train", "infer"}),

@@ -22,6 +22,7 @@ from jaxfuse.models.base import functional
 from jaxfuse.models.layers import Compute
 
 SHIFT, LAX = Compute(remat="none", depthwise="shift"), Compute(remat="none", depthwise="lax")
+NATIVE = Compute(remat="none", kernels="native")
 SIZES = [(5, 7), (1, 1), (1, 4), (3, 2)]
 CHANNELS = crossfuse.CHANNELS
 FAST = {"xla_backend_optimization_level": 0}
@@ -33,6 +34,14 @@ SLOPE = 1e-5
 """Largest error of a derivative along a random direction, relative to the gradient's length."""
 
 Tree = dict[str, Any]
+
+
+@pytest.fixture(params=[SHIFT, NATIVE], ids=["xla", "native"])
+def compute(request) -> Compute:
+    """Both ways that a processor goes."""
+    if request.param is NATIVE:
+        request.getfixturevalue("cxx")
+    return request.param
 
 
 def random(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -330,14 +339,17 @@ def test_paired_feed_forward():
 
 
 @pytest.mark.parametrize("long_scale", [False, True], ids=["restormer", "long-scale"])
-def test_block(long_scale):
-    p, bind = module(lambda: crossfuse.Block(long_scale, SHIFT))
+def test_block(long_scale, compute):
+    p, bind = module(lambda: crossfuse.Block(long_scale, compute))
     x = random(0, 1, 4, 3, CHANNELS)
-    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=False)
+    slopes = compute is NATIVE  # XLA's are those of its halves, above
+    assert_agrees(
+        lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=slopes
+    )
 
 
-def test_coupling_node():
-    p, bind = module(lambda: crossfuse.CouplingNode(SHIFT))
+def test_coupling_node(compute):
+    p, bind = module(lambda: crossfuse.CouplingNode(compute))
     x = random(0, 2, 3, 4, CHANNELS)
     assert_agrees(lambda p, x: bind(p)(x), lambda p, x: node(x, p), p, x)
 
@@ -384,8 +396,8 @@ def network(visible: np.ndarray, infrared: np.ndarray, p: Tree) -> dict[str, np.
     }
 
 
-def test_whole_network():
-    p, bind = module(lambda: crossfuse.CrossFuse(SHIFT))
+def test_whole_network(compute):
+    p, bind = module(lambda: crossfuse.CrossFuse(compute))
     visible, infrared = (np.random.default_rng(i).random((2, 4, 3, 1)) for i in range(2))
     expected = network(visible, infrared, double(p))
     fused = compiled(lambda p, *images: bind(p)(*images))(

@@ -29,7 +29,8 @@ DEFAULT_WEIGHTS = "lite"
 WHOLE_PIXELS = {"cpu": 128 * 128}
 OTHER_WHOLE_PIXELS = 1 << 19
 """Up to this many pixels, by backend, one program over the whole image is best: it takes about 8 KB
-a pixel. On a CPU windows take about the same time and less memory (bench/results, "fuse")."""
+a pixel. On a CPU windows take about the same time and less memory, except by kernels in C++, which
+need 2 KB a pixel (bench/results, "fuse")."""
 
 RECOLOUR_PIXELS = 1 << 20
 """Colours are put back in strips of at most this many pixels: each takes about 100 bytes."""
@@ -190,6 +191,7 @@ def chosen(model: Model, pixels: int, method: Way) -> Way:
     if method != "auto":
         return method
     limit = WHOLE_PIXELS.get(jax.default_backend(), OTHER_WHOLE_PIXELS)
+    limit = OTHER_WHOLE_PIXELS if model.native() else limit
     return "whole" if pixels <= limit or not model.passes else "strips"
 
 

@@ -25,10 +25,11 @@ from jaxfuse.models.base import Model, Pass
 from jaxfuse.shapes import Params
 
 WINDOW_PIXELS = {"cpu": 9216}
+NATIVE_WINDOW_PIXELS = 20480
 OTHER_WINDOW_PIXELS = 1 << 19
-"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel, must stay
-below 32 MiB: glibc maps larger ones anew for each call, and their page faults double a pass's
-time. Other backends: not measured."""
+"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel (1.5 KB by
+kernels in C++), must stay below 32 MiB: glibc maps larger ones anew for each call, and their page
+faults double a pass's time. Other backends: not measured."""
 
 GRAIN = 16
 """Window sides are multiples of this in larger images: images of many sizes share programs."""
@@ -221,6 +222,7 @@ def fuse_strips(
     }
     params = jax.tree.map(jnp.asarray, params)
     pixels = WINDOW_PIXELS.get(jax.default_backend(), OTHER_WINDOW_PIXELS)
+    pixels = NATIVE_WINDOW_PIXELS if model.native() else pixels
     layout = {
         name: spec for step in model.passes for name, spec in step.writes.items() if name != "image"
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,11 +12,12 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from jaxfuse.config import UserError
+from jaxfuse import distributed
+from jaxfuse.config import ConfigError, UserError
 
 SOURCES = ("kernels.cc", "backward.h", "coupling.h", "local.h", "products.h", "lanes.h")
-COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+TUNED = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
 TIMEOUT_SECONDS = 300
 """Compiling takes some five seconds."""
 
@@ -26,25 +26,17 @@ class KernelsError(UserError, RuntimeError):
     """The kernels cannot be compiled here; the message says why, and what helps."""
 
 
-def compiler() -> str:
-    """The C++ compiler: what CXX names, or the first that is found."""
-    given = os.environ.get("CXX")
-    for name in (given,) if given else COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    if given:
-        raise KernelsError(f"CXX = {given!r}: no such program: name a C++ compiler, or unset it")
-    raise KernelsError(
-        f"no C++ compiler is installed (looked for {', '.join(COMPILERS)}): install one, such as "
-        "the package g++ of Debian and Ubuntu, or name it by CXX"
-    )
-
-
-def folder() -> Path:
-    """Where compiled kernels are kept: XDG_CACHE_HOME (or ~/.cache)/jaxfuse/kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base, "jaxfuse", "kernels")
+def _compiler() -> str:
+    try:
+        found = distributed.cxx_compiler()
+    except ConfigError as error:
+        raise KernelsError(str(error)) from error
+    if found is None:
+        raise KernelsError(
+            "no C++ compiler is installed: install one, such as the package g++ of Debian and "
+            "Ubuntu, or name it by CXX"
+        )
+    return found
 
 
 def library() -> Path:
@@ -52,14 +44,14 @@ def library() -> Path:
 
     Raises KernelsError without a compiler, where it fails, and where the cache cannot be written.
     """
-    program = compiler()
+    program = _compiler()
     here = Path(__file__).parent
     told = _run([program, "--version"]).stdout
-    flags = (*FLAGS, _tuned())
+    flags = (*FLAGS, TUNED)
     state = (told, flags, _processor(), jaxlib.__version__)
     texts = [(here / name).read_bytes() for name in SOURCES]
     key = hashlib.sha256(repr((state, texts)).encode()).hexdigest()[:16]
-    path = folder() / f"{key}.so"
+    path = distributed.cache_folder("kernels") / f"{key}.so"
     if path.is_file():
         return path
     try:
@@ -94,11 +86,6 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
             f"{command[0]} took more than {TIMEOUT_SECONDS} s: try again on a machine that is not "
             "as busy"
         ) from error
-
-
-def _tuned() -> str:
-    arm = platform.machine().lower() in ("arm64", "aarch64")
-    return "-mcpu=native" if arm else "-march=native"
 
 
 def _processor() -> str:

@@ -56,15 +56,16 @@ inline V erf(V x) {
                          5.29661924e-02f, 1.91936150e-01f, 1.12837899e+00f};
   constexpr float q[] = {3.82298422e-05f, 1.18166523e-03f, 1.51087400e-02f,
                          1.14756115e-01f, 5.03430784e-01f, 1.0f};
-  x = at_most(at_least(x, -3.9f), 3.9f);
-  const V s = x * x;
+  const V within = at_most(at_least(x, -3.9f), 3.9f);
+  const V s = within * within;
   V above = splat(p[0]), below = splat(q[0]);
 #pragma GCC unroll 8
   for (int i = 1; i < 6; ++i) {
     above = above * s + p[i];
     below = below * s + q[i];
   }
-  return x * above / below;
+  const V inside = within * above / below;
+  return x > splat(3.9f) ? splat(1.0f) : x < splat(-3.9f) ? splat(-1.0f) : inside;
 }
 
 // The standard normal distribution function.

@@ -94,6 +94,8 @@ class Model:
     """
     passes: tuple[Pass, ...] = ()
     """The network as sweeps for images larger than memory. Empty where there is no exact way."""
+    native: Callable[[], bool] = lambda: False
+    """Whether `jaxfuse.kernels` do most of its work here, in a third of the memory for an image."""
 
 
 class Segmented(NamedTuple):

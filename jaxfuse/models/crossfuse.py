@@ -33,7 +33,7 @@ from jaxfuse.models.layers import (
     relu6,
     weight,
 )
-from jaxfuse.models.local import Local, Node, bottleneck, channel_sums, coupling, native
+from jaxfuse.models.local import Local, Node, bottleneck, channel_sums, coupling, in_use, native
 from jaxfuse.shapes import Array, Features, Float, Gray, Params
 
 CHANNELS = 64
@@ -375,4 +375,4 @@ def create(compute: Compute) -> Model:
         check_shapes("crossfuse", visible, infrared)
         return bind(params).reconstruct(visible, infrared)
 
-    return Model("crossfuse", init, apply, reconstruct, passes(compute))
+    return Model("crossfuse", init, apply, reconstruct, passes(compute), lambda: in_use(compute))

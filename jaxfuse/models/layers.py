@@ -272,7 +272,7 @@ class LayerNorm(nnx.Module):
         self.bias = constant(channels, value=0.0)
 
     @property
-    def weights(self) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+    def weights(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         return self.weight[...], self.bias[...]
 
     def __call__(self, x: Features) -> Features:

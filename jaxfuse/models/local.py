@@ -27,7 +27,7 @@ HEAD = 8
 class Local(NamedTuple):
     """What the features of a pixel's neighbourhood are made by."""
 
-    norm: tuple[Float[Array, "i"], Float[Array, "i"]] | None
+    norm: tuple[Float[Array, " i"], Float[Array, " i"]] | None
     """Weight and bias of a LayerNorm of the input."""
     expand: Float[Array, "i m"] | None
     """The 1x1; None where the 3x3 is dense."""
@@ -42,22 +42,23 @@ class Local(NamedTuple):
         return weight, bias, self.expand, self.spatial
 
 
-def native(compute: Compute, x: Features) -> bool:
-    """Whether this map goes through the kernels in C++.
+def in_use(compute: Compute) -> bool:
+    """Whether the kernels in C++ are used here.
 
-    model.kernels = auto: on a processor, in float32, by a process with one device (XLA does not
-    know how to split them over several), if they can be compiled. Never in what is compiled for
-    other machines, nor for a symbolic size.
+    kernels = auto: on a processor, in float32, by a process with one device (XLA does not know how
+    to split them over several), if they can be compiled. Never in what is traced for other
+    machines. native: as well with several devices, and KernelsError where they cannot be compiled.
     """
-    fits = (
-        at_home()
-        and jax.default_backend() == "cpu"
-        and x.dtype == jnp.float32
-        and not any(map(is_symbolic_dim, x.shape))
-    )
-    if compute.kernels == "native":
-        return fits
-    return compute.kernels == "auto" and fits and jax.device_count() == 1 and kernels.available()
+    if compute.kernels == "xla" or compute.dtype != "float32" or not at_home():
+        return False
+    if jax.default_backend() != "cpu":
+        return False
+    return compute.kernels == "native" or (jax.device_count() == 1 and kernels.available())
+
+
+def native(compute: Compute, x: Features) -> bool:
+    """Whether this map goes through the kernels: not with a symbolic size."""
+    return x.dtype == jnp.float32 and not any(map(is_symbolic_dim, x.shape)) and in_use(compute)
 
 
 def bottleneck(
@@ -172,7 +173,7 @@ class Node(NamedTuple):
     """Weights of a coupling node."""
 
     mix: Float[Array, "c c"]
-    bias: Float[Array, "c"]
+    bias: Float[Array, " c"]
     phi: tuple[Float[Array, "i m"], Float[Array, "3 3 m"], Float[Array, "m i"]]
     """1x1, depthwise 3x3, 1x1; so rho and eta."""
     rho: tuple[Float[Array, "i m"], Float[Array, "3 3 m"], Float[Array, "m i"]]

@@ -349,7 +349,9 @@ def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tupl
     values not. A teacher's file is read all the same: only it says which network that is.
     """
     config = experiment.model
-    model = models.create(config.name, config.compute_dtype, config.depthwise, config.remat)
+    model = models.create(
+        config.name, config.compute_dtype, config.depthwise, config.remat, config.kernels
+    )
     if config.start and read_start:
         begun = _fusion_start(experiment)
         model = dataclasses.replace(model, init=lambda key: jax.tree.map(jnp.asarray, begun))
@@ -381,7 +383,8 @@ def _teacher(experiment: Experiment) -> tuple[Model, Params] | None:
             f"{weights.find(method.teacher)}: holds {read.name}, a segmentation network, but "
             "method.teacher must fuse: give weights of a fusion network"
         )
-    return models.create(read.name, depthwise=experiment.model.depthwise), read.params
+    how = experiment.model
+    return models.create(read.name, depthwise=how.depthwise, kernels=how.kernels), read.params
 
 
 def _start(experiment: Experiment) -> Params | None:

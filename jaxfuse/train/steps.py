@@ -112,12 +112,13 @@ def make_jit_step(stage: Stage, mesh: Mesh, accumulate: int = 1, placed: Any = N
     """
     whole = distributed.replicated(mesh)
     placed = whole if placed is None else placed
-    return jax.jit(
+    jitted = jax.jit(
         functools.partial(update, stage=stage, accumulate=accumulate),
         in_shardings=(placed, distributed.by_rows(mesh)),
         out_shardings=(placed, whole),
         donate_argnums=0,
     )
+    return distributed.Ahead(jitted)
 
 
 @functools.cache
