@@ -35,7 +35,8 @@ def work(options: dict[str, Any]) -> Work:
     )
     scenes = [pairs[i] for i in range(len(pairs))]
     images = [(color.luma(s.visible)[None], s.infrared[None]) for s in scenes]
-    model = models.create(options["network"], options["dtype"])
+    # Both by XLA alone: kernels know float32 only, and the arithmetic is compared.
+    model = models.create(options["network"], options["dtype"], kernels="xla")
     params = weights.load_weights(options["network"]).params
     program = jax.jit(lambda *a: model.apply(*a).image)
     last: list[np.ndarray] = []

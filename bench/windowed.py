@@ -67,7 +67,7 @@ def _block(way: str) -> Callable[[Any, Any], Any]:
     from jaxfuse.models.crossfuse import Block
     from jaxfuse.models.layers import Compute, gated_gelu, products_and_squares, zero1
 
-    bind = functional(Block(False, Compute()))[1]
+    bind = functional(Block(False, Compute(kernels="auto" if way == "kernels" else "xla")))[1]
 
     def ours(params: Any, x: Any) -> Any:
         return bind(params)(x)
@@ -112,7 +112,7 @@ def _block(way: str) -> Callable[[Any, Any], Any]:
             x.shape
         )
 
-    return {"ours": ours, "padded": padded}[way]
+    return {"ours": ours, "kernels": ours, "padded": padded}[way]
 
 
 def work(options: dict[str, Any]) -> Work:
@@ -162,7 +162,7 @@ def work(options: dict[str, Any]) -> Work:
 WAYS = {
     "dense": ("convolution", "columns", "rows"),
     "sums": ("products", "whole"),
-    "block": ("ours", "padded"),
+    "block": ("ours", "padded", "kernels"),
 }
 
 

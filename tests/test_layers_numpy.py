@@ -239,7 +239,9 @@ def test_depthwise_kernel_gradient_of_any_width(width):
     assert_agrees(lambda *a: layers.depthwise3x3(*a), depthwise, x, kernel)
 
 
-@pytest.mark.parametrize("wrong", [{"depthwise": "shfit"}, {"remat": "block"}, {"dtype": "float8"}])
+@pytest.mark.parametrize(
+    "wrong", [{"depthwise": "shfit"}, {"remat": "block"}, {"dtype": "float8"}, {"kernels": "C"}]
+)
 def test_a_wrong_way_of_computing_is_named(wrong, unchecked):
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=rf"{name} = '{value}': choose one of "):

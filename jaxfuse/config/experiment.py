@@ -124,6 +124,7 @@ FREE_FIELDS = frozenset(
         "data.workers",
         "data.cache_mib",
         "model.remat",
+        "model.kernels",
         "train.strategy",
         "train.devices",
         "train.fsdp",

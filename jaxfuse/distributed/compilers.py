@@ -38,7 +38,7 @@ class TopologyError(UserError, RuntimeError):
 
 
 def cache_folder(name: str) -> Path:
-    """Where things of that kind are kept between runs: XDG_CACHE_HOME (or ~/.cache)/jaxfuse/NAME."""
+    """Where such things are kept between runs: XDG_CACHE_HOME (or ~/.cache)/jaxfuse/NAME."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "jaxfuse", name)
 
@@ -142,8 +142,10 @@ class Ahead:
 
     def __init__(self, jitted: Any):
         self.jitted = jitted
-        self.lower = jitted.lower
         self.compiled: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.jitted, name)
 
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
