@@ -212,7 +212,7 @@ class BackwardTile {
     const int64_t at = (image_ * l.height + y) * l.width + tile_.left;
     const float* x = l.x + at * l.channels;
     if (l.normalised) {
-      normalise(x, width, l.channels, ones(), zeros(), plain_, layout, scales_);
+      normalise(x, width, l.channels, ones(), zeros(), plain_, layout, 0, scales_);
       for (int c = 0; c < l.channels; c += kLanes)
         for (int64_t i = c * width; i < c * width + vector; i += kLanes)
           store(in_ + i, load(plain_ + i) * load(l.weight + c) + load(l.bias + c));

@@ -117,6 +117,7 @@ class NodeTile {
     const Span columns = span(2);
     const float* from = x_ + at(y, columns.from);
     float* z = z_[y % 3] + place(columns.from);
+    expect(from + n.width * n.channels, columns.size() * n.channels);
     product<End::kBias>(&from, 1, columns.size(), n.channels, in_image(n.channels), n.mix.data(), n.channels,
                         z, lines(), n.bias);
     from = z;
@@ -144,8 +145,9 @@ class NodeTile {
   void first(int64_t y) {
     const Span columns = span(0);
     const int64_t start = place(columns.from);
-    filtered(e2_, y, n.taps2.data(), 2 * n.hidden, columns);
     float* const to = y_ + at(y, columns.from);
+    expect<true>(to, columns.size() * n.channels);
+    filtered(e2_, y, n.taps2.data(), 2 * n.hidden, columns);
     const float* from = made_ + start;
     product<End::kWrite>(&from, 1, columns.size(), n.hidden, lines(), n.rho.data(), n.half, exponent_, lines());
     const float* z1 = z_[y % 3] + start;

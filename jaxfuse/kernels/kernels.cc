@@ -38,21 +38,24 @@ struct Projection {
 // features(x) project (+ add).
 ffi::Error Bottleneck(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map expand, Map spatial,
                       Map project, Map add, Result y, int64_t activation, int64_t reflect) {
-  const Local l(x, weight, bias, expand, spatial, activation, reflect);
+  Local l(x, weight, bias, expand, spatial, activation, reflect);
+  l.filter(true);
   const Projection projection(project, false);
   const bool adds = add.element_count() > 0;
   const auto cut = tiles(l.height, l.width);
   share_out(pool, l.images * int64_t(cut.size()), [&](int64_t i) {
     const Tile& tile = cut[i % cut.size()];
     const int64_t image = i / cut.size(), width = tile.width, room = sweep_floats(l, width);
-    Scratch scratch(room + width * (l.features + 2 * kLanes));
+    const int64_t spare = spare_floats(l, width);
+    Scratch scratch(room + width * l.features + spare);
     float* memory = scratch.take(room);
     float* made = scratch.take(width * l.features);
-    float* spare = scratch.take(2 * width * kLanes);
+    float* work = scratch.take(spare);
     const Layout in = in_scratch(width), out = in_image(projection.out);
     sweep(l, image, tile, memory, [&](int64_t row, float* const* rows) {
-      features(l, rows, width, made, spare);
       const int64_t at = ((image * l.height + row) * l.width + tile.left) * projection.out;
+      expect<true>(y->typed_data() + at, width * projection.out);
+      features(l, rows, width, made, work);
       const float* from = made;
       float* to = y->typed_data() + at;
       if (adds)
@@ -180,18 +183,21 @@ void add_sums(const float* qk, int64_t width, int half, float* sums) {
 // (b, heads, 8, 8), and squares (b, 2 c).
 ffi::Error Sums(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map expand, Map spatial, Map mask,
                 Result products, Result squares) {
-  const Local l(x, weight, bias, expand, spatial, kNone, 0);
+  Local l(x, weight, bias, expand, spatial, kNone, 0);
+  l.filter(true);
   const int half = l.features / 2;
   const int64_t size = (kHead + 2) * half;
   const auto cut = tiles(l.height, l.width);
   Groups groups(l, cut.size(), size);
   groups.run(pool, cut, [&](int64_t image, const Tile& tile, float* sums) {
     const int64_t width = tile.width, room = sweep_floats(l, width);
-    Scratch scratch(room + width * l.features);
+    const int64_t spare = spare_floats(l, width);
+    Scratch scratch(room + width * l.features + spare);
     float* memory = scratch.take(room);
     float* made = scratch.take(width * l.features);
+    float* work = scratch.take(spare);
     sweep(l, image, tile, memory, [&](int64_t row, float* const* rows) {
-      features(l, rows, width, made, nullptr);
+      features(l, rows, width, made, work);
       if (mask.element_count() > 0)
         for (int64_t p = 0; p < width; ++p) {
           const V m = splat(mask.typed_data()[row * l.width + tile.left + p]);

@@ -37,6 +37,11 @@ inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
 inline void accumulate(float* p, V v) { store(p, load(p) + v); }
 // x - 0, which compilers know to be x; x + 0 is not where x is -0.
 inline V splat(float x) { return x - V{}; }
+// Asks for memory that is needed in a while.
+template <bool WRITE = false>
+inline void expect(const float* p, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(p + i, WRITE, 2);
+}
 // Both written so that NaN stays NaN.
 inline V at_least(V x, float low) { return x < splat(low) ? splat(low) : x; }
 inline V at_most(V x, float high) { return x > splat(high) ? splat(high) : x; }

@@ -28,6 +28,7 @@ struct Local {
   const float* plain_expand;
   const float* plain_dense;
   std::vector<float> expand, dense3x3;  // packed
+  bool minimal = false;                 // dense: by minimal filtering, see `pairs`
 
   Local(Map image, Map norm_weight, Map norm_bias, Map expansion, Map kernel, int64_t kind,
         int64_t reflects) {
@@ -47,12 +48,37 @@ struct Local {
     plain_expand = expansion.typed_data();
     if (dense) {
       expanded = channels;
-      dense3x3 = packed(9 * channels, features,
-                        [&](int64_t i, int64_t j) { return plain_dense[i * features + j]; });
+      filter(false);
     } else {
       expanded = int(expansion.dimensions().back());
       expand = packed(channels, expanded,
                       [&](int64_t i, int64_t j) { return plain_expand[i * expanded + j]; });
+    }
+  }
+
+  // Has the dense 3x3 done by minimal filtering along rows (Winograd's F(2, 3)): two pixels take four
+  // products instead of six.
+  void filter(bool minimally) {
+    minimal = dense && minimally;
+    if (!dense) return;
+    const int64_t c = channels;
+    auto tap = [&](int64_t row, int64_t column, int64_t i, int64_t j) {
+      return plain_dense[((row * 3 + column) * c + i) * features + j];
+    };
+    if (!minimal) {
+      dense3x3 = packed(9 * c, features, [&](int64_t i, int64_t j) { return tap(0, i / c, i % c, j); });
+      return;
+    }
+    dense3x3.clear();
+    for (int point = 0; point < 4; ++point) {
+      const auto part = packed(3 * c, features, [&](int64_t i, int64_t j) {
+        const float left = tap(i / c, 0, i % c, j), right = tap(i / c, 2, i % c, j);
+        if (point == 0) return left;
+        if (point == 3) return right;
+        const float middle = tap(i / c, 1, i % c, j);
+        return 0.5f * (left + right + (point == 1 ? middle : -middle));
+      });
+      dense3x3.insert(dense3x3.end(), part.begin(), part.end());
     }
   }
 
@@ -87,10 +113,13 @@ inline int paired_input(int o, int features) {
 }
 
 // LayerNorm of every pixel's channels, biased variance, eps 1e-5. Keeps 1 / deviation if asked.
+// `next`: how far on the row lies that is read next.
 inline void normalise(const float* x, int64_t pixels, int channels, const float* weight,
-                      const float* bias, float* out, Layout to, float* scales = nullptr) {
+                      const float* bias, float* out, Layout to, int64_t next,
+                      float* scales = nullptr) {
   const float share = 1.0f / channels;
   for (int64_t p = 0; p < pixels; ++p, x += channels, out += to.pixel) {
+    expect(x + next, channels);
     V sum{}, squares{};
     for (int c = 0; c < channels; c += kLanes) sum += load(x + c);
     const V mean = splat(total(sum) * share);
@@ -152,6 +181,43 @@ inline void local_vector(const Local& l, const float* const* rows, int64_t line,
     convolve<1>(from, kernels, l.features, false, width, out);
 }
 
+// Pairs of pixels in a row of a tile.
+inline int64_t pairs(int64_t width) { return (width + 1) / 2; }
+
+// A row of width + 2 pixels, and one beyond that is read and does not count, as minimal filtering
+// takes it: four lines of pairs.
+inline void in_pairs(const float* row, int64_t width, int channels, float* out) {
+  const int64_t line = (width + 3) * kLanes, count = pairs(width), point = count * channels;
+  for (int c = 0; c < channels; c += kLanes, row += line, out += count * kLanes)
+    for (int64_t p = 0; p < count; ++p) {
+      const float* d = row + 2 * p * kLanes;
+      const V a = load(d), b = load(d + kLanes), e = load(d + 2 * kLanes), f = load(d + 3 * kLanes);
+      float* to = out + p * kLanes;
+      store(to, a - e);
+      store(to + point, b + e);
+      store(to + 2 * point, e - b);
+      store(to + 3 * point, b - f);
+    }
+}
+
+inline void local_minimal(const Local& l, const float* const* rows, int64_t width, float* out,
+                          float* room) {
+  const int64_t count = pairs(width), point = count * l.channels, size = count * l.features;
+  for (int k = 0; k < 4; ++k) {
+    const float* taps[3] = {rows[0] + k * point, rows[1] + k * point, rows[2] + k * point};
+    product<End::kWrite>(taps, 3, count, l.channels, in_scratch(count),
+                         l.dense3x3.data() + k * 3 * l.channels * l.features, l.features, room + k * size,
+                         in_scratch(count));
+  }
+  for (int c = 0; c < l.features; c += kLanes, room += count * kLanes, out += width * kLanes)
+    for (int64_t p = 0; p < count; ++p) {
+      const float* m = room + p * kLanes;
+      const V b = load(m + size), e = load(m + 2 * size);
+      store(out + 2 * p * kLanes, load(m) + b + e);
+      if (2 * p + 1 < width) store(out + (2 * p + 1) * kLanes, b - e - load(m + 3 * size));
+    }
+}
+
 inline void local_dense(const Local& l, const float* const* rows, int64_t line, int64_t width,
                         float* out) {
   const float* taps[9];
@@ -160,9 +226,15 @@ inline void local_dense(const Local& l, const float* const* rows, int64_t line, 
                        out, in_scratch(width));
 }
 
-// A row's features after their activation, in scratch layout; `room` takes two vectors of a row.
+// Floats that `features` works in.
+inline int64_t spare_floats(const Local& l, int64_t width) {
+  return l.minimal ? 4 * pairs(width) * l.features : 2 * width * kLanes;
+}
+
+// A row's features after their activation, in scratch layout.
 inline void features(const Local& l, const float* const* rows, int64_t width, float* out,
                      float* room) {
+  if (l.minimal) return local_minimal(l, rows, width, out, room);
   if (l.dense) return local_dense(l, rows, width + 2, width, out);
   const int64_t vector = width * kLanes;
   if (l.activation == kGatedGelu) {
@@ -186,34 +258,38 @@ inline void features(const Local& l, const float* const* rows, int64_t width, fl
 }
 
 inline int64_t sweep_floats(const Local& l, int64_t width) {
-  return (width + 2) * (3 * l.expanded + l.channels);
+  return (width + 3) * ((l.minimal ? 6 : 3) * l.expanded + l.channels);
 }
 
 // Goes over a tile from top to bottom, calling `row(y, three)` with what the 3x3 reads: the rows
-// above, at and below y in scratch layout of tile.width + 2 pixels, from one pixel left of it.
+// above, at and below y in scratch layout of tile.width + 2 pixels, from one pixel left of it; or as
+// `in_pairs` gives them.
 template <typename F>
 void sweep(const Local& l, int64_t image, const Tile& tile, float* memory, F row) {
   const int depth = l.expanded;
-  const int64_t pixels = tile.width + 2;
+  const int64_t pixels = tile.width + (l.minimal ? 3 : 2);
   const Layout layout = in_scratch(pixels);
+  const int64_t kept = l.minimal ? 4 * pairs(tile.width) * depth : pixels * depth;
   const int64_t first = std::max<int64_t>(tile.left - 1, 0);
   const int64_t last = std::min(tile.right() + 1, l.width);
-  float* ring[3] = {memory, memory + pixels * depth, memory + 2 * pixels * depth};
-  float* plain = memory + 3 * pixels * depth;
-  auto make = [&](int64_t y, float* out) {
+  float* ring[3] = {memory, memory + kept, memory + 2 * kept};
+  float* plain = memory + 3 * kept;
+  if (l.minimal) std::memset(plain, 0, 4 * pixels * depth);
+  auto make = [&](int64_t y, float* made) {
     if (y < 0 || y >= l.height) {
       if (!l.reflect) {
-        std::memset(out, 0, 4 * pixels * depth);
+        std::memset(made, 0, 4 * kept);
         return;
       }
       y = y < 0 ? mirrored_first(l.height) : mirrored_last(l.height);
     }
     const float* in = l.x + ((image * l.height + y) * l.width + first) * l.channels;
+    float* const out = l.minimal ? plain : made;
     float* inside = out + (first - tile.left + 1) * kLanes;
     Layout from = in_image(l.channels);
     if (l.normalised) {
       float* to = l.dense ? inside : plain;
-      normalise(in, last - first, l.channels, l.weight, l.bias, to, layout);
+      normalise(in, last - first, l.channels, l.weight, l.bias, to, layout, l.width * l.channels);
       in = to;
       from = layout;
     } else if (l.dense) {
@@ -234,6 +310,7 @@ void sweep(const Local& l, int64_t image, const Tile& tile, float* memory, F row
     };
     if (tile.left == 0) edge(-1, mirrored_first(l.width));
     if (tile.right() == l.width) edge(l.width, mirrored_last(l.width));
+    if (l.minimal) in_pairs(plain, tile.width, depth, made);
   };
   make(tile.top - 1, ring[0]);
   make(tile.top, ring[1]);
