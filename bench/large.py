@@ -1,4 +1,4 @@
-"""One 3000x4000 pair through `jaxfuse.fuse`: time and memory. Windows against the whole image are
+"""One 3000x4000 pair through `jaxfuse.fuse` by CrossFuse: time and memory. Windows against the whole image are
 compared at the largest size for which the whole fits."""
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def fused(options: dict[str, Any]) -> Work:
     visible, infrared = images(tuple(options["size"]))
     gray = visible[..., 0].astype(np.float32) / 255
     heat = infrared[..., 0].astype(np.float32) / 255
+    used = jaxfuse.load("crossfuse")
     last: list[np.ndarray] = []
 
     def run() -> None:
-        last[:] = [jaxfuse.fuse(gray, heat, method=options["way"])]
+        last[:] = [jaxfuse.fuse(gray, heat, used, method=options["way"])]
 
     def finish() -> dict[str, Any]:
         np.save(options["image"], last[0])
-        used = jaxfuse.load()
         found = facts({**options, "dtype": "float32"}, used.model, used.params)
         return {"shape": list(last[0].shape), **found}
 

@@ -42,7 +42,7 @@ class FuseArguments:
     codec: Literal["auto", "libx264", "libx265", "libvpx-vp9", "mpeg4", "ffv1"] = "auto"
     """Videos: the encoder. auto takes libx264, and libvpx-vp9 for webm; ffv1 loses nothing."""
     crf: int | None = None
-    """Videos: quality, from 0, best, to 51, of libvpx-vp9 63; None is 18."""
+    """Videos: quality, from 0, best, to 51, of libvpx-vp9 63; 18 where none is given."""
     preset: Literal[
         "ultrafast",
         "superfast",

@@ -40,18 +40,20 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
 
     out: pictures that weights make go to OUT/pictures/SET/METHOD/STEM.png; those that the same
     weights made of the same pairs before are not made again. progress: called with (done, total,
-    name) after each pair. Every file is read once and every size checked before anything is
+    name) at the beginning and after each pair. Every file is read once and every size checked before anything is
     computed. Pairs of one size are scored together, since what is compiled serves one size. Raises
     FileError, WeightsError or PlanError.
     """
     out = Path(out)
     plan.check_reference()
     opened = open_datasets(plan)
+    total, done = sum(len(each.pairs) for each in opened), 0
+    if progress:
+        progress(done, total, "reading all files")
     remarks = check_files(opened)
     make_folder(out)
     fusers = {m.name: Pictures(m.weights, out / "pictures") for m in plan.methods if m.weights}
     chosen = plan.metrics or metrics.names(plan.convention)
-    total, done = sum(len(each.pairs) for each in opened), 0
     datasets = []
     for each in opened:
         count = len(each.pairs)
