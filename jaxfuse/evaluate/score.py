@@ -40,9 +40,9 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
 
     out: pictures that weights make go to OUT/pictures/SET/METHOD/STEM.png; those that the same
     weights made of the same pairs before are not made again. progress: called with (done, total,
-    name) at the beginning and after each pair. Every file is read once and every size checked before anything is
-    computed. Pairs of one size are scored together, since what is compiled serves one size. Raises
-    FileError, WeightsError or PlanError.
+    name) at the beginning and after each pair. Every file is read once and every size checked
+    before anything is computed. Pairs of one size are scored together, since what is compiled
+    serves one size. Raises FileError, WeightsError or PlanError.
     """
     out = Path(out)
     plan.check_reference()
