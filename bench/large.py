@@ -1,5 +1,6 @@
-"""One 3000x4000 pair through `jaxfuse.fuse` by CrossFuse: time and memory. Windows against the whole
-image are compared at the largest size for which the whole fits.
+"""One 3000x4000 pair through `jaxfuse.fuse` by CrossFuse: time and memory.
+
+Windows against the whole image are compared at the largest size for which the whole fits.
 """
 
 from __future__ import annotations
