@@ -48,7 +48,9 @@ def ours(options: dict[str, Any]) -> Work:
         model = models.create("crossfuse", options["dtype"], remat=remat, kernels=kernels)
         return methods.build(config, model, Facts(STEPS_PER_EPOCH))
 
-    method = build(options.get("remat", "auto"), options.get("kernels", "auto"))
+    kernels = options.get("kernels", "auto")
+    method_model = models.create("crossfuse", options["dtype"], kernels=kernels)
+    method = build(options.get("remat", "auto"), kernels)
     mesh = distributed.data_mesh(1)
     init = jax.jit(lambda key: init_state(method, key), out_shardings=distributed.replicated(mesh))
     state = init(jax.random.key(0))
@@ -71,6 +73,7 @@ def ours(options: dict[str, Any]) -> Work:
         first = {name: float(value) for name, value in records[0].items()}
         facts: dict[str, Any] = {
             "dtype": options["dtype"],
+            "kernels": method_model.native(),
             "first_loss": first["loss"] - first["theta"] * first["consistency"],
         }
         stats = jax.devices()[0].memory_stats() or {}

@@ -67,7 +67,7 @@ def _block(way: str) -> Callable[[Any, Any], Any]:
     from jaxfuse.models.crossfuse import Block
     from jaxfuse.models.layers import Compute, gated_gelu, products_and_squares, zero1
 
-    bind = functional(Block(False, Compute(kernels="auto" if way == "kernels" else "xla")))[1]
+    bind = functional(Block(False, Compute(kernels="native" if way == "kernels" else "xla")))[1]
 
     def ours(params: Any, x: Any) -> Any:
         return bind(params)(x)

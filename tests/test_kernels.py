@@ -5,7 +5,6 @@ they are used. test_layers_numpy.py and test_crossfuse.py compare them with NumP
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import subprocess
@@ -35,13 +34,12 @@ BLOCKS: dict[str, Callable[[Compute], Any]] = {
     "long-scale": functools.partial(crossfuse.Block, True),
     "node": crossfuse.CouplingNode,
 }
-SIZES = [(2, 5, 7), (1, 1, 1), (2, 2, 1), (1, 65, 3), (1, 66, 130)]
-"""Examples, height, width: smaller than a tile of 64x64, one pixel beyond it, and several."""
+SIZES = [(2, 5, 7), (1, 1, 1), (2, 2, 1), (1, 65, 3), (1, 66, 130), (40, 65, 2)]
+"""Examples, height, width: smaller than a tile of 64x64, one pixel beyond it, several, and several
+that are added up together."""
 CLOSE = 2e-5
 """Largest difference, relative to the largest value: of sums over thousands of pixels in another
 order; measured 5e-6."""
-
-pytestmark = pytest.mark.usefixtures("cxx")
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
@@ -56,16 +54,15 @@ def moved(params: Any) -> Any:
     )
 
 
-def assert_close(actual: Any, expected: Any) -> None:
+def assert_close(actual: Any, expected: Any, close: float = CLOSE) -> None:
     pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(actual), strict=True)
-    # What cancels out, as the gradient of an attention over one pixel does, is rounding alone.
-    least = 1e-2 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for (path, one), other in pairs:
         assert one.shape == other.shape and one.dtype == other.dtype
-        error = np.abs(np.asarray(one) - other).max() / max(np.abs(one).max(), least)
-        assert error < CLOSE, (jax.tree_util.keystr(path), error)
+        error = np.abs(np.asarray(one) - other).max() / np.abs(one).max()
+        assert error < close, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.usefixtures("cxx")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_values_and_gradients_are_xlas(kind: str, size: tuple[int, int, int]) -> None:
@@ -81,9 +78,11 @@ def test_values_and_gradients_are_xlas(kind: str, size: tuple[int, int, int]) ->
             return value, back(pull)
 
         found.append(run(params, x))
-    assert_close(found[1], found[0])
+    # The attention over one pixel has no gradient but rounding, divided by the length of q.
+    assert_close(found[1], found[0], 50 * CLOSE if size == (1, 1, 1) else CLOSE)
 
 
+@pytest.mark.usefixtures("cxx")
 @pytest.mark.parametrize("low", [False, True], ids=["restormer", "long-scale"])
 def test_sums_count_what_the_mask_says(low: bool) -> None:
     """Outside of it anything may stand, as in windows beyond what they answer for."""
@@ -97,10 +96,12 @@ def test_sums_count_what_the_mask_says(low: bool) -> None:
         params = init(jax.random.key(0))
         sums.append(jax.jit(lambda p, x, bind=bind: bind(p).sums(x, mask))(params, x))
     assert_close(sums[1], sums[0])
-    again = jax.jit(lambda p, x: bind(p).sums(x, mask))(params, x.at[:, 8:].set(jnp.nan))
+    beyond = x.at[:, 8:].set(jnp.nan).at[:, :, 69:].set(jnp.nan)
+    again = jax.jit(lambda p, x: bind(p).sums(x, mask))(params, beyond)
     assert_close(again, sums[1])
 
 
+@pytest.mark.usefixtures("cxx")
 def test_what_is_not_finite_shows() -> None:
     """A training step sees that it went wrong."""
     init, bind = functional(crossfuse.CouplingNode(NATIVE))
@@ -112,6 +113,7 @@ def test_what_is_not_finite_shows() -> None:
     assert np.isnan(bind(init(jax.random.key(0)))(x)).all()
 
 
+@pytest.mark.usefixtures("cxx")
 def test_activations_by_themselves() -> None:
     """GELU over the range that float32 has any use for: gate and value are the same."""
     x = jnp.linspace(-12.0, 12.0, 16 * 64).reshape(1, 1, 64, 16)
@@ -129,6 +131,7 @@ def whole(model: models.Model, params: Any, size: tuple[int, int]) -> np.ndarray
     return np.asarray(jax.jit(model.apply)(params, visible, infrared).image)
 
 
+@pytest.mark.usefixtures("cxx")
 def test_strips_of_native_windows_are_the_whole_image() -> None:
     model = models.create("crossfuse", kernels="native")
     assert model.native()
@@ -144,6 +147,7 @@ def test_strips_of_native_windows_are_the_whole_image() -> None:
     assert predict.chosen(model, 4000 * 3000, "auto") == "strips"
 
 
+@pytest.mark.usefixtures("cxx")
 def test_where_they_are_used(monkeypatch) -> None:
     x = jnp.zeros((1, 4, 4, 64))
     auto = Compute()
@@ -190,7 +194,8 @@ def in_process(tmp_path: Path, tuned: str = "", **environment: str) -> dict[str,
     result = tmp_path / "result.npz"
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM.format(tuned=tuned)), str(result)],
-        env={**os.environ, **environment},
+        # Fake devices are threads as well.
+        env={**os.environ, "XLA_FLAGS": "", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -200,6 +205,7 @@ def in_process(tmp_path: Path, tuned: str = "", **environment: str) -> dict[str,
         return dict(file)
 
 
+@pytest.mark.usefixtures("cxx")
 @pytest.mark.slow
 def test_other_processors_and_thread_counts(tmp_path) -> None:
     """Vectors of 4, 8 and as many numbers as there are; threads change no bit."""
@@ -241,41 +247,70 @@ def test_compiled_once_and_again_for_another_compiler(cache, tmp_path, monkeypat
     assert Path(f"{program}.calls").read_text().count(".") == 1
     assert list(cache.iterdir()) == [first]
     Path(program).write_text(Path(program).read_text().replace("echo one", "echo two"))
-    assert build.library() != first
+    second = build.library()
+    monkeypatch.setenv("CXX", f"{program} -more")
+    assert len({first, second, build.library(), *cache.iterdir()}) == 3
+    # Without any compiler, what one left is taken, but not what is for other processors.
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert build.library() in (first, second, *cache.iterdir())
     monkeypatch.setattr(build, "TUNED", "-march=other")
-    assert len({first, build.library(), *cache.iterdir()}) == 3
+    with pytest.raises(KernelsError, match=r"no C\+\+ compiler is installed: install one"):
+        build.library()
 
 
 def test_what_stands_in_the_way_is_named(cache, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("CXX", compiler(tmp_path, 'echo "bad option" >&2; exit 1'))
-    with pytest.raises(KernelsError, match=r"compiler could not compile.*bad option.*named by CXX"):
+    said = "echo 'In file included from a.h:1' >&2; echo 'a.h:2: error: bad option' >&2; exit 1"
+    monkeypatch.setenv("CXX", compiler(tmp_path, said))
+    with pytest.raises(KernelsError, match=r"could not compile.*: a\.h:2: error: bad.* by CXX"):
         build.library()
     assert list(cache.iterdir()) == []
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(KernelsError, match="CXX = 'no-such-compiler': no such program"):
         build.library()
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(KernelsError, match=r"no C\+\+ compiler is installed: install one"):
+    monkeypatch.setenv("CXX", compiler(tmp_path, "sleep 5"))
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 0.1)
+    with pytest.raises(KernelsError, match=r"compiler took more than 0 s: try again"):
         build.library()
-    monkeypatch.setenv("CXX", compiler(tmp_path, "exit 0"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(KernelsError, match="file/jaxfuse/kernels: Not a directory: make it writ"):
+    with pytest.raises(
+        KernelsError, match=r"file/jaxfuse/kernels: Not a directory: .*must be writ"
+    ):
         build.library()
 
 
 @pytest.fixture
 def forgotten():
     """Whether there are kernels is asked anew, here and afterwards."""
-    for function in (kernels.available, kernels._register):
+    for function in (kernels._usable, kernels._registered):
         function.cache_clear()
     yield
-    for function in (kernels.available, kernels._register):
+    for function in (kernels._usable, kernels._registered):
         function.cache_clear()
 
 
-def test_without_a_compiler_xla_does_it_and_says_so_once(forgotten, monkeypatch, caplog) -> None:
+@pytest.mark.usefixtures("cxx", "forgotten")
+def test_a_library_that_is_damaged_is_made_again(cache, monkeypatch) -> None:
+    # XLA takes a name once in a process; those of this test are others.
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DOTHER"))
+    path = build.library()
+    whole = path.read_bytes()
+    path.write_bytes(b"damage")
+    assert kernels.available() and path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_library_that_cannot_be_loaded_is_named(cache, tmp_path, monkeypatch, caplog) -> None:
+    made = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, made))
+    with caplog.at_level(logging.WARNING, "jaxfuse"):
+        assert not kernels.available()
+    assert "cannot be loaded" in caplog.text and "set XDG_CACHE_HOME" in caplog.text
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_without_a_compiler_xla_does_it_and_says_so_once(monkeypatch, caplog) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     model = models.create("crossfuse")
@@ -284,7 +319,7 @@ def test_without_a_compiler_xla_does_it_and_says_so_once(forgotten, monkeypatch,
         text = str(jax.make_jaxpr(model.apply)(params, *jnp.zeros((2, 1, 4, 4, 1))))
     assert "ffi_call" not in text
     (record,) = caplog.records
-    assert "CXX = 'no-such-compiler'" in record.message and "kernels = xla" in record.message
+    assert "slower than it could" in record.message and "no-such-compiler" in record.message
     native = models.create("crossfuse", kernels="native")
     with pytest.raises(KernelsError, match="no such program"):
         native.apply(params, *jnp.zeros((2, 1, 4, 4, 1)))
@@ -303,4 +338,6 @@ def test_a_step_is_compiled_once_and_gives_memory_back(monkeypatch) -> None:
     ahead = distributed.Ahead(double)
     assert [float(ahead(jnp.float32(x))) for x in (1.0, 2.0)] == [2.0, 4.0]
     assert len(traced) == len(given) == 1
-    assert json.dumps(ahead.lower(jnp.float32(1.0)).cost_analysis())
+    np.testing.assert_array_equal(ahead(jnp.arange(3.0)), [0.0, 2.0, 4.0])
+    assert float(ahead(jnp.float32(3.0))) == 6.0 and len(traced) == 2
+    assert "multiply" in ahead.lower(jnp.float32(1.0)).as_text()

@@ -37,8 +37,8 @@ class ModelConfig:
     """blocks: recompute the inside of each block in the backward pass, which takes less memory and
     more time; auto does so on a CPU."""
     kernels: Literal["auto", "xla", "native"] = "auto"
-    """CrossFuse on a processor: native runs most of it in C++, compiled when first used; auto does
-    so in float32 with one device, where there is a C++ compiler."""
+    """CrossFuse on a processor in float32: native runs most of it in C++, compiled when first used;
+    auto does so with one device, where there is a C++ compiler. Anything else goes by XLA."""
     start: str = ""
     """Weights file, run folder or name of packaged weights of the same network that training begins
     from; empty begins from random parameters."""

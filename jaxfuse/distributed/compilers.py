@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,17 +44,18 @@ def cache_folder(name: str) -> Path:
     return Path(base, "jaxfuse", name)
 
 
-def cxx_compiler() -> str | None:
-    """The C++ compiler: the program that CXX names, as for any build, or the first of c++, g++ and
-    clang++ that is installed. None without; ConfigError where CXX names none.
+def cxx_compiler() -> list[str]:
+    """The C++ compiler: what CXX says, with arguments, as for any build, or the first of c++, g++
+    and clang++ that is installed. Empty without; ConfigError where CXX names no program.
     """
-    given = os.environ.get("CXX")
-    if given:
-        found = shutil.which(given)
-        if found is None:
-            raise ConfigError(f"CXX = {given!r}: no such program: name a C++ compiler, or unset it")
-        return found
-    return next(filter(None, map(shutil.which, CXX_COMPILERS)), None)
+    given = os.environ.get("CXX", "").strip()
+    if not given:
+        return list(filter(None, map(shutil.which, CXX_COMPILERS)))[:1]
+    program, *arguments = shlex.split(given)
+    found = shutil.which(program)
+    if found is None:
+        raise ConfigError(f"CXX = {given!r}: no such program: name a C++ compiler, or unset it")
+    return [found, *arguments]
 
 
 def compilation_cache() -> Path:
@@ -152,7 +154,12 @@ class Ahead:
             self.compiled = self.jitted.lower(*arguments).compile()
             if jax.default_backend() == "cpu":
                 _give_back()
-        return self.compiled(*arguments)
+        try:
+            return self.compiled(*arguments)
+        except (TypeError, ValueError):
+            # Arrays of other shapes or places than the first ones: jit compiles once more, or says
+            # what is wrong. Nothing was donated yet.
+            return self.jitted(*arguments)
 
 
 def _give_back() -> None:

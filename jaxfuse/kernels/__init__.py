@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import threading
 
 import jax
 import numpy as np
@@ -18,36 +19,55 @@ from jaxfuse.kernels.build import KernelsError, library
 from jaxfuse.shapes import Array
 
 _TARGETS = ("bottleneck", "bottleneck_backward", "sums", "sums_backward", "coupling")
-CHANNELS = 16
-"""Numbers of channels must be multiples of this."""
+_LOCK = threading.Lock()
 
 
 @functools.cache
-def _register() -> str:
-    """Makes the kernels known to XLA and returns what their names begin with."""
+def _registered() -> str:
     path = library()
+    try:
+        loaded = ctypes.cdll.LoadLibrary(str(path))
+    except OSError:
+        # Damaged, or of another system: made once more.
+        path.unlink(missing_ok=True)
+        path = library()
+        try:
+            loaded = ctypes.cdll.LoadLibrary(str(path))
+        except OSError as error:
+            raise KernelsError(
+                f"{path}: cannot be loaded: {error}: set XDG_CACHE_HOME to a folder from which "
+                "programs may run, or name another compiler by CXX"
+            ) from error
     # Programs that XLA keeps on disk call kernels by name: others must have other names.
     prefix = f"jaxfuse_{path.stem}"
-    loaded = ctypes.cdll.LoadLibrary(str(path))
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(loaded, f"jaxfuse_{name}"))
         jax.ffi.register_ffi_target(f"{prefix}_{name}", handler, platform="cpu")
     return prefix
 
 
+def _register() -> str:
+    """Makes the kernels known to XLA, once, and returns what their names begin with."""
+    with _LOCK:
+        return _registered()
+
+
 @functools.cache
-def available() -> bool:
-    """Whether the kernels can be used here. Says once why not."""
+def _usable() -> bool:
     try:
-        _register()
-    except (KernelsError, OSError) as error:
+        _registered()
+    except KernelsError as error:
         logging.getLogger("jaxfuse").warning(
-            "CrossFuse runs several times slower than it could here: %s. "
-            "model.kernels = xla does without and says nothing.",
-            error,
+            "CrossFuse runs several times slower than it could on this processor: %s.", error
         )
         return False
     return True
+
+
+def available() -> bool:
+    """Whether the kernels can be used here. Says once why not."""
+    with _LOCK:
+        return _usable()
 
 
 def call(
@@ -64,4 +84,4 @@ def call(
     return list(run(*given, **attributes))
 
 
-__all__ = ["CHANNELS", "KernelsError", "available", "call"]
+__all__ = ["KernelsError", "available", "call"]

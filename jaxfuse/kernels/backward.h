@@ -44,7 +44,7 @@ struct Groups {
   std::vector<float> sums;
 
   Groups(const Local& l, int64_t tile_count, int64_t floats)
-      : per_image(std::min(tile_count, std::max<int64_t>(1, 64 / l.images))),
+      : per_image(std::min(tile_count, 64 / std::clamp<int64_t>(l.images, 1, 64))),
         count(l.images * per_image),
         size(floats),
         sums(count * floats, 0.0f) {}

@@ -16,6 +16,12 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+ffi::Error refused(const Local& l, int64_t outputs = kLanes) {
+  if (l.fits && outputs % kLanes == 0) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument(
+      "numbers of channels must be multiples of 16, paired ones of 64, and those without reflection");
+}
+
 // (matrices, in, out): one for all images or one each.
 struct Projection {
   int64_t matrices;
@@ -39,6 +45,7 @@ struct Projection {
 ffi::Error Bottleneck(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map expand, Map spatial,
                       Map project, Map add, Result y, int64_t activation, int64_t reflect) {
   Local l(x, weight, bias, expand, spatial, activation, reflect);
+  if (const auto error = refused(l, project.dimensions()[2]); error.failure()) return error;
   l.filter(true);
   const Projection projection(project, false);
   const bool adds = add.element_count() > 0;
@@ -87,6 +94,7 @@ ffi::Error BottleneckBackward(ffi::ThreadPool pool, Map x, Map weight, Map bias,
                               Result dbias, Result dexpand, Result dspatial, Result dproject,
                               int64_t activation, int64_t reflect, int64_t residual) {
   const Local l(x, weight, bias, expand, spatial, activation, reflect);
+  if (const auto error = refused(l, project.dimensions()[2]); error.failure()) return error;
   const Transposed transposed(l);
   const Projection projection(project, true);
   const int in = projection.in, out = projection.out;
@@ -184,6 +192,7 @@ void add_sums(const float* qk, int64_t width, int half, float* sums) {
 ffi::Error Sums(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map expand, Map spatial, Map mask,
                 Result products, Result squares) {
   Local l(x, weight, bias, expand, spatial, kNone, 0);
+  if (const auto error = refused(l); error.failure()) return error;
   l.filter(true);
   const int half = l.features / 2;
   const int64_t size = (kHead + 2) * half;
@@ -227,6 +236,7 @@ ffi::Error SumsBackward(ffi::ThreadPool pool, Map x, Map weight, Map bias, Map e
                         Map products, Map squares, Result dx, Result dweight, Result dbias,
                         Result dexpand, Result dspatial) {
   const Local l(x, weight, bias, expand, spatial, kNone, 0);
+  if (const auto error = refused(l); error.failure()) return error;
   const Transposed transposed(l);
   const int half = l.features / 2;
   const auto cut = tiles(l.height, l.width);

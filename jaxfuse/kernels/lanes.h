@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <mutex>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -90,7 +89,10 @@ inline V power_of_two(V x) {
   return series * scale;
 }
 
-inline V exponential(V x) { return power_of_two(x * 1.44269504f); }
+inline V exponential(V x) {
+  const V y = 2.0f * power_of_two(x * 1.44269504f - 1.0f);
+  return x > splat(88.7228394f) ? splat(INFINITY) : y;
+}
 
 // The density of the standard normal distribution.
 inline V normal_density(V x) { return power_of_two(x * x * -0.721347520f) * 0.398942280f; }
@@ -99,27 +101,20 @@ inline V normal_density(V x) { return power_of_two(x * x * -0.721347520f) * 0.39
 template <typename F>
 void share_out(xla::ffi::ThreadPool& pool, int64_t count, const F& run) {
   struct Shared {
-    std::atomic<int64_t> next{0};
-    int64_t done = 0;
-    std::mutex mutex;
-    std::condition_variable all;
+    std::atomic<int64_t> next{0}, done{0};
   };
   auto shared = std::make_shared<Shared>();
   // Threads that come late find nothing left and do not touch `run`, which may be gone by then;
   // this one does everything where none comes.
   auto work = [shared, count, &run] {
-    int64_t mine = 0;
-    for (int64_t i; (i = shared->next.fetch_add(1)) < count; ++mine) run(i);
-    if (mine == 0) return;
-    std::lock_guard<std::mutex> lock(shared->mutex);
-    shared->done += mine;
-    if (shared->done == count) shared->all.notify_all();
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count; shared->done.fetch_add(1)) run(i);
   };
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
   work();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->all.wait(lock, [&] { return shared->done == count; });
+  // At most as long as the last pieces take. No condition variable: libraries of C++ that differ
+  // between compiler and Python would not agree on its version.
+  while (shared->done.load() < count) std::this_thread::yield();
 }
 
 // Memory of the calling thread, kept between calls, handed out piece by piece.

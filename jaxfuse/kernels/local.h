@@ -17,6 +17,7 @@ struct Local {
   bool normalised;        // by LayerNorm first
   bool dense;             // a 3x3 of all channels; otherwise 1x1, then depthwise 3x3
   bool paired;            // depthwise in groups of two channels
+  bool fits;              // numbers of channels are multiples of the lanes
   bool reflect;           // the expanded map at the image's edge, instead of zeros
   Activation activation;  // of the features; kRelu6 of the expanded map as well
   int expanded;           // channels between 1x1 and 3x3; dense: those of the input
@@ -46,11 +47,13 @@ struct Local {
     paired = !dense && taps.size() == 4;
     spatial = plain_dense = kernel.typed_data();
     plain_expand = expansion.typed_data();
+    expanded = dense ? channels : int(expansion.dimensions().back());
+    fits = channels % kLanes == 0 && expanded % kLanes == 0 &&
+           features % (paired ? 4 * kLanes : kLanes) == 0 && !(paired && reflect);
+    if (!fits) return;
     if (dense) {
-      expanded = channels;
       filter(false);
     } else {
-      expanded = int(expansion.dimensions().back());
       expand = packed(channels, expanded,
                       [&](int64_t i, int64_t j) { return plain_expand[i * expanded + j]; });
     }

@@ -8,7 +8,7 @@ Each is what `crossfuse` does by JAX's own operations, to rounding (tests/test_k
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ def in_use(compute: Compute) -> bool:
     to split them over several), if they can be compiled. Never in what is traced for other
     machines. native: as well with several devices, and KernelsError where they cannot be compiled.
     """
+    # What does not fit goes by XLA whatever was asked for.
     if compute.kernels == "xla" or compute.dtype != "float32" or not at_home():
         return False
     if jax.default_backend() != "cpu":
@@ -74,12 +75,17 @@ def bottleneck(
     project: one matrix, or one for each image. activation: gated_gelu halves the channels; relu6
     stands after the 1x1 as well. reflect: padding of the 3x3, else zeros.
     """
+    local, project = _in_float32((local, project))
     matrices = project if project.ndim == 3 else project[None]
     settings = (("activation", ACTIVATIONS[activation]), ("reflect", int(reflect)))
     if add is x:
         return _with_itself(settings, x, local, matrices)
     made = _alone(settings, x, local, matrices)
     return made if add is None else made + add
+
+
+def _in_float32(weights: Any) -> Any:
+    return jax.tree.map(lambda array: array.astype(jnp.float32), weights)
 
 
 Settings = tuple[tuple[str, int], ...]
@@ -135,6 +141,7 @@ def channel_sums(
     """Sums over all pixels of (q, k) = 3x3(1x1(LayerNorm(x))): q k^T of each head of 8 channels,
     and the squares of q and k. With a mask, which multiplies q and k, there is no derivative.
     """
+    local = _in_float32(local)
     return _sums(x, local) if mask is None else _sums_run(x, local, mask)
 
 
@@ -191,19 +198,23 @@ def _in_parts(x: Features, node: Node) -> Features:
     return jnp.concatenate([z1, z2], axis=-1)
 
 
-@jax.custom_vjp
 def coupling(x: Features, node: Node) -> Features:
     """z = x mix + bias; z2 += phi(z1); z1 = z1 exp(rho(z2)) + eta(z2), by reflection at edges."""
+    return _coupling(x, _in_float32(node))
+
+
+@jax.custom_vjp
+def _coupling(x: Features, node: Node) -> Features:
     weights = (node.mix, node.bias, *node.phi, *node.rho, *node.eta)
     return kernels.call("coupling", _like(x), x, *weights)[0]
 
 
 def _coupling_forward(x: Features, node: Node) -> tuple[Features, tuple[Features, Node]]:
-    return coupling(x, node), (x, node)
+    return _coupling(x, node), (x, node)
 
 
 def _coupling_backward(kept: tuple[Features, Node], pull: Features) -> tuple[Features, Node]:
     return jax.vjp(_in_parts, *kept)[1](pull)
 
 
-coupling.defvjp(_coupling_forward, _coupling_backward)
+_coupling.defvjp(_coupling_forward, _coupling_backward)
