@@ -344,10 +344,7 @@ def test_paired_feed_forward():
 def test_block(long_scale, compute):
     p, bind = module(lambda: crossfuse.Block(long_scale, compute))
     x = random(0, 1, 4, 3, CHANNELS)
-    slopes = compute is NATIVE  # XLA's are those of its halves, above
-    assert_agrees(
-        lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=slopes
-    )
+    assert_agrees(lambda p, x: bind(p)(x), lambda p, x: block(x, p, long_scale), p, x, slopes=False)
 
 
 def test_coupling_node(compute):

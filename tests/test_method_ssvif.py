@@ -222,6 +222,7 @@ def test_dwa_begins_with_equal_weights() -> None:
     assert state.memory["dwa"]["last"][0] == pytest.approx(history[3]["fusion_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradnorm_makes_both_pulls_equal() -> None:
     config = dataclasses.replace(CONFIG, weighting="gradnorm", guidance_weight=1.0)
     networks = ssvif.make_networks(config, MODEL)

@@ -66,6 +66,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, tiny_network.NAME, tiny_network.create)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_run_imitates_a_teacher_named_in_its_config(tmp_path: Path) -> None:
     """From the config to the log, stopped in stage II and continued."""
