@@ -138,8 +138,8 @@ def no_compilation_cache() -> Iterator[None]:
 class Ahead:
     """A jitted function, compiled apart from its first run.
 
-    On a processor what compilers used is given back to the system in between: some 0.6 GB for a
-    training step, which glibc would keep for the process otherwise.
+    On a processor what compilers used is given back to the system in between, which glibc would
+    keep for the process otherwise.
     """
 
     def __init__(self, jitted: Any):

@@ -27,7 +27,7 @@ from jaxfuse.shapes import Params
 WINDOW_PIXELS = {"cpu": 9216}
 NATIVE_WINDOW_PIXELS = 20480
 OTHER_WINDOW_PIXELS = 1 << 19
-"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel (1.5 KB by
+"""Pixels of a window by JAX backend. On CPU a window's temporary arrays, 3.4 KB a pixel (less by
 kernels in C++), must stay below 32 MiB: glibc maps larger ones anew for each call, and their page
 faults double a pass's time. Other backends: not measured."""
 

@@ -1,8 +1,9 @@
 """CrossFuse's local work on processors, in C++, where XLA leaves most of their speed unused.
 
 Maps of 64 channels go through LayerNorm, 1x1, 3x3 and 1x1 in one go: what lies between stays in a
-core's cache. `jaxfuse.models.local` says when these are used, and has the same in JAX. They are
-compiled when first asked for (`build`), and docs/adr/0010 says why they are here.
+core's cache. `jaxfuse.models.local` says when these are used, `jaxfuse.models.crossfuse` has the
+same in JAX's operations. They are compiled when first asked for (`build`); docs/adr/0010 says why
+they are here.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// CrossFuse's local work without leaving a core's cache, as XLA calls it: jaxfuse/models/local.py
-// says what is computed, and computes the same without.
+// CrossFuse's local work without leaving a core's cache, as XLA calls it. jaxfuse/models/local.py
+// calls it; jaxfuse/models/crossfuse.py computes the same by JAX's operations.
 //
 // Tiles of an image are independent and worked through row by row: a row's pixels are normalised
 // and expanded, the last three rows convolved, the result projected or summed at once.

@@ -33,6 +33,22 @@ std::vector<float> packed(int64_t k, int64_t n, F at) {
 // What becomes of a product: written, clipped to 0..6, added to another map or to a line of channels.
 enum class End { kWrite, kClip, kAdd, kBias };
 
+// sum (ROWS, NV vectors) += a column of ROWS numbers, `a_step` apart, times a row of NV vectors.
+template <int ROWS, int NV>
+__attribute__((always_inline)) inline void add_product(V (&sum)[ROWS][NV], const float* a,
+                                                       int64_t a_step, const float* b,
+                                                       int64_t b_step) {
+  V row[NV];
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; ++v) row[v] = load(b + v * b_step);
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) {
+    const V x = splat(a[m * a_step]);
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) sum[m][v] += x * row[v];
+  }
+}
+
 template <int ROWS, int NV, End END>
 inline void product_block(const float* const* taps, int count, int64_t at, int k, Layout in,
                           const float* b, float* c, Layout out, const float* add) {
@@ -45,17 +61,8 @@ inline void product_block(const float* const* taps, int count, int64_t at, int k
     for (int g = 0; g < k / kLanes; ++g) {
       const float* a = taps[t] + at * in.pixel + g * in.vector;
 #pragma GCC unroll 2
-      for (int i = 0; i < kLanes; ++i, b += NV * kLanes) {
-        V row[NV];
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) row[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-        for (int m = 0; m < ROWS; ++m) {
-          const V x = splat(a[m * in.pixel + i]);
-#pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) sum[m][v] += x * row[v];
-        }
-      }
+      for (int i = 0; i < kLanes; ++i, b += NV * kLanes)
+        add_product<ROWS, NV>(sum, a + i, in.pixel, b, kLanes);
     }
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
@@ -116,17 +123,8 @@ void outer_panel(const float* a, int m, Layout of_a, const float* b, Layout of_b
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) sum[r][v] = load(c + (i + r) * n + v * kLanes);
-    for (int64_t p = 0; p < pixels; ++p) {
-      V row[NV];
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) row[v] = load(b + p * of_b.pixel + v * of_b.vector);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const V x = splat(from[p * of_a.pixel + r]);
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) sum[r][v] += x * row[v];
-      }
-    }
+    for (int64_t p = 0; p < pixels; ++p)
+      add_product<kRows, NV>(sum, from + p * of_a.pixel, 1, b + p * of_b.pixel, of_b.vector);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 16

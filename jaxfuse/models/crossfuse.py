@@ -83,7 +83,7 @@ class ChannelAttention(nnx.Module):
         )
         return Local(weights, None, folded)
 
-    def _local(self, x: Features, start: int, stop: int) -> Features:
+    def _features(self, x: Features, start: int, stop: int) -> Features:
         """Channels start..stop of (q, k, v)."""
         _, expand, spatial = self.local(None, start, stop)
         if expand is None:
@@ -91,7 +91,7 @@ class ChannelAttention(nnx.Module):
         return depthwise3x3(conv1x1(x, expand), spatial, self.compute)
 
     def sums(self, x: Features, mask: Float[Array, "h w"] | None = None) -> Sums:
-        qk = self._local(x, 0, 2 * CHANNELS)
+        qk = self._features(x, 0, 2 * CHANNELS)
         if mask is not None:
             qk = qk * mask.astype(qk.dtype)[None, :, :, None]
         flat = qk.reshape(qk.shape[0], -1, 2 * CHANNELS)
@@ -118,7 +118,7 @@ class ChannelAttention(nnx.Module):
         return jnp.einsum("bhce,hcd->bhed", attention, project).reshape(b, CHANNELS, CHANNELS)
 
     def finish(self, x: Features, sums: Sums) -> Features:
-        v = self._local(x, 2 * CHANNELS, 3 * CHANNELS)
+        v = self._features(x, 2 * CHANNELS, 3 * CHANNELS)
         flat = v.reshape(v.shape[0], -1, CHANNELS)
         return jnp.matmul(flat, self.mix(sums).astype(v.dtype)).reshape(v.shape)
 
