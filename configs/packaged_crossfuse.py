@@ -20,10 +20,10 @@ def get() -> Experiment:
     return Experiment(
         name="packaged_crossfuse",
         method=CrossFuseConfig(
-            stage1_epochs=1,
-            stage2_epochs=12,
+            stage1_epochs=2,
+            stage2_epochs=48,
             learning_rate=1e-3,
-            halve_every_epochs=3,
+            halve_every_epochs=12,
             learning_rate_floor=1e-5,
             flips=True,
             gradient_weight=0.0,
