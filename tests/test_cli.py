@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import jax
@@ -22,7 +25,7 @@ from jaxfuse.cli import words
 from jaxfuse.config import Experiment
 from jaxfuse.data import sources
 from jaxfuse.data.patches import read_grid
-from jaxfuse.infer import predict
+from jaxfuse.infer import folders, predict
 from jaxfuse.train import loop
 
 HEAVY = (
@@ -446,6 +449,35 @@ def test_progress_is_a_line_now_and_then_off_a_terminal(capsys) -> None:
         report(done, 3, "a.png")
     words.progress("fusing")(1, 1, "a.png")
     assert capsys.readouterr().err.splitlines()[-1] == "fusing 3/3 a.png"
+
+
+def test_what_is_slow_is_said_once_and_what_is_not_is_not(capsys) -> None:
+    with words.if_slow("slow", seconds=0.05):
+        time.sleep(0.5)
+    with words.if_slow("quick", seconds=0.5):
+        pass
+    with words.if_slow("called off", seconds=0.05) as called_off:
+        called_off()
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "slow\n"
+
+
+@pytest.mark.parametrize("command", ["fuse", "export"])
+def test_a_place_that_takes_no_files_is_named_before_any_work(
+    tmp_path: Path, monkeypatch, capsys, command: str
+) -> None:
+    for name in ("ir", "vi"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((8, 8), 100, np.uint8))
+    # Full, read-only or foreign: whoever runs the tests may be allowed to write everywhere.
+    refused = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", Mock(side_effect=refused))
+    monkeypatch.setattr(folders, "fuse", Mock(side_effect=AssertionError("worked before")))
+    pair = ["--ir", str(tmp_path / "ir.png"), "--vi", str(tmp_path / "vi.png")]
+    given = ["fuse", *pair, "--out", str(tmp_path / "a.png")]
+    if command == "export":
+        given = ["export", "lite", "--out", str(tmp_path / "a.stablehlo")]
+    said = complaint(capsys, *given, code=1)
+    assert f"{tmp_path}: is not writable (Read-only file system): choose a place" in said
 
 
 def test_the_demo_leaves_other_folders_alone(tmp_path: Path, capsys) -> None:

@@ -434,6 +434,7 @@ def test_a_complete_run_is_left_alone(straight: Path, tmp_path: Path, capsys) ->
     assert cli.main(["train", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert f"{folder}: already complete ({STEPS} steps)" in err
+    assert "continuing" not in err
     assert out == f"{folder / 'weights.safetensors'}\n"
     assert contents(folder) == before
 

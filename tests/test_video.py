@@ -465,7 +465,10 @@ def test_turns_that_cannot_be(tmp_path, fuser):
     with pytest.raises(FileError, match=r"\.avi cannot say that the picture is turned"):
         fuse_videos(infrared, visible, tmp_path / "out.avi", fuser)
     flat = write_infrared(tmp_path / "flat.mkv", 2)
-    with pytest.raises(FileError, match=r"vi\.mp4: is 32 x 48 pixels, but .*flat\.mkv is 48 x 32"):
+    with pytest.raises(
+        FileError,
+        match=r"vi\.mp4: is 32 x 48 pixels \(width x height\), .*flat\.mkv is 48 x 32",
+    ):
         fuse_videos(flat, visible, tmp_path / "out.mp4", fuser)
     assert names(tmp_path) == {"vi.mp4", "ir.mkv", "flat.mkv"}
 
@@ -1053,7 +1056,10 @@ def test_files_that_cannot_be(tmp_path, pair, fuser, unchecked):
         ((text, visible, out), r"text\.mp4: cannot be read as a video \(Invalid data"),
         ((picture, visible, out), r"a\.png: is a picture, but a video is to be made"),
         ((infrared, sound, out), r"sound\.mkv: holds no video"),
-        ((small, visible, out), r"vi\.mkv: is 48 x 32 pixels, but .*small\.mkv is 46 x 30: reg"),
+        (
+            (small, visible, out),
+            r"vi\.mkv: is 48 x 32 pixels \(width x height\), .*small\.mkv is 46 x 30: reg",
+        ),
         ((infrared, visible, tmp_path / "o.gif"), r"o\.gif: ending '\.gif': for a video use one"),
         ((infrared, visible, infrared), r"ir\.mkv: is one of the videos to fuse"),
         ((infrared, visible, text), r"text\.mp4: exists already: add --overwrite"),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxfuse.cli.words import DONE, FAILED, frame_counter, parse, progress, stop_requests
+from jaxfuse.cli.words import DONE, FAILED, frame_counter, if_slow, parse, progress, stop_requests
 from jaxfuse.config import ConfigError
 
 
@@ -63,6 +63,7 @@ class FuseArguments:
     """Videos: copy the sound of the visible file, or of the infrared one where that has none."""
 
 
+_FIRST = "fusing: the first picture of a size takes longer than the next, for it is compiled"
 _VIDEO_OPTIONS = ("codec", "crf", "preset", "match", "audio")
 
 
@@ -87,18 +88,25 @@ def fuse(arguments: Sequence[str]) -> int:
 def _fuse_pictures(given: FuseArguments) -> int:
     from jaxfuse.infer import folders, predict
 
-    summary = folders.fuse_paths(
-        given.ir,
-        given.vi,
-        given.out,
-        predict.load(given.weights or None),
-        bits=given.bits,
-        method=given.method,
-        stretch=given.stretch,
-        infrared_stretch=given.infrared_stretch,
-        overwrite=given.overwrite,
-        progress=progress("fusing"),
-    )
+    counter = progress("fusing")
+    with if_slow(_FIRST) as called_off:
+
+        def report(done: int, total: int, name: str) -> None:
+            called_off()
+            counter(done, total, name)
+
+        summary = folders.fuse_paths(
+            given.ir,
+            given.vi,
+            given.out,
+            predict.load(given.weights or None),
+            bits=given.bits,
+            method=given.method,
+            stretch=given.stretch,
+            infrared_stretch=given.infrared_stretch,
+            overwrite=given.overwrite,
+            progress=report,
+        )
     for doubt in summary.doubts:
         print(f"jaxfuse: warning: {doubt}", file=sys.stderr)
     for name, error in summary.failed:

@@ -132,6 +132,20 @@ def frame_counter(doing: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
+def if_slow(said: str, seconds: float = 5.0) -> Iterator[Callable[[], None]]:
+    """Prints `said` once where the block takes longer than that; what it gives, called, calls that
+    off.
+    """
+    timer = threading.Timer(seconds, print, (said,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
 def stop_requests(said: str) -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets, with `said` printed. A second one ends the program."""
     event = threading.Event()

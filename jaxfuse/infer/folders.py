@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -76,8 +76,13 @@ def check_place(target: Path) -> None:
     made = next(p for p in (target.parent, *target.parent.parents) if p.exists())
     if not made.is_dir():
         raise FileError(made, "is a file, but results are to lie below it", "name another place")
-    if not os.access(made, os.W_OK):
-        raise FileError(made, "is not writable", "choose a place that you may write to")
+    try:
+        # Not asked for but tried: permissions do not tell what network and special folders allow.
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    except OSError as error:
+        found = f"is not writable ({error.strerror})"
+        raise FileError(made, found, "choose a place that you may write to") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -92,7 +92,8 @@ def run(experiment: Experiment, folder: str | Path) -> Outcome:
         if distributed.from_chief(checkpoints.steps):
             state, _, notes = checkpoints.restore(abstract_like(shapes, placed))
             start = int(state.step)
-            notes.append(f"continuing {folder} from step {start} of {method.steps}")
+            if start < method.steps:
+                notes.append(f"continuing {folder} from step {start} of {method.steps}")
         else:
             state = jax.jit(lambda key: init_state(method, key), out_shardings=placed)(key)
             if continuing:

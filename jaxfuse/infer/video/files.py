@@ -161,7 +161,7 @@ def _require_alike(visible: VideoReader, infrared: VideoReader) -> None:
     if visible.size != infrared.size:
         (height, width), (other_height, other_width) = visible.size, infrared.size
         other = f"{infrared.path} is {other_width} x {other_height}"
-        found = f"is {width} x {height} pixels, but {other}"
+        found = f"is {width} x {height} pixels (width x height), but {other}"
         remedy = "register the two, both must show the same scene in the same pixels"
         raise FileError(visible.path, found, remedy)
     if not np.array_equal(_quarters(visible.matrix), _quarters(infrared.matrix)):
