@@ -7,7 +7,8 @@
 # DATA holds roadscene, msrs, tno and splits. Without names all three are done, in this order. What
 # has been trained is continued when called again with the same WORK (default: runs/once).
 # PYTHON names the interpreter (default .venv/bin/python, else python3); WHEELS a folder of wheels that it lacks, for machines
-# without a network; TINY=--tiny only checks that measuring runs.
+# without a network; TINY=--tiny only checks that measuring runs; PICTURES a folder that bench.rivals wrote, else published networks keep
+# the scores they have.
 set -euo pipefail
 
 fail() { echo "once.sh: $1" >&2; exit 1; }
@@ -43,7 +44,7 @@ train() {
   cp jaxfuse/pretrained/*.safetensors jaxfuse/pretrained/SHA256SUMS "$out"
 }
 score() {
-  "$python" -m bench.pretrain score --data "$data" --work "$work"
+  "$python" -m bench.pretrain score --data "$data" --work "$work" ${PICTURES:+--pictures "$PICTURES"}
   cp bench/results/weights/scores.json "$out"
 }
 

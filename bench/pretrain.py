@@ -1,9 +1,9 @@
 """Makes the packaged weights again: `python -m bench.pretrain crossfuse lite score --data DATA`.
 
 Trains a preset in WORK/NAME (continuing what is there) and puts the result into jaxfuse/pretrained
-with its checksum; `score` judges all that is there; `downstream` teaches them on by SSVIF and asks
-whether segmentation gains. DATA is the folder that holds roadscene, msrs, tno and splits; training
-reads the training splits only.
+with its checksum; `score` judges all that is there, `rims` how dark it gets beside what is hot;
+`downstream` teaches them on by SSVIF and asks whether segmentation gains. DATA is the folder that
+holds roadscene, msrs, tno and splits; training reads the training splits only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench import machine, rivals
 from bench.sides import BenchError
 
@@ -27,6 +29,10 @@ PRETRAINED = machine.ROOT / "jaxfuse" / "pretrained"
 SCORES = machine.ROOT / "bench" / "results" / "weights" / "scores.json"
 METRICS = ("EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM")
 DOWNSTREAM = SCORES.with_name("downstream.json")
+RIMS = SCORES.with_name("rims.json")
+SIDE, SQUARE, VISIBLE, HOT, COLD = 160, 40, 128, 230, (0, 30)
+DISTANCES = (48, 16, 8, 5, 4, 3, 2, 1)
+"""Pixels from the square, where the level of what is dark in the infrared is read."""
 PRESETS = {
     "crossfuse": "packaged_crossfuse",
     "crossfuse_published": "packaged_crossfuse_published",
@@ -221,6 +227,13 @@ def score(
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
     summary = json.loads((work / "scores" / "summary.json").read_text(encoding="utf8"))
+    further = {}
+    for name, _, file in (each.partition("=") for each in also):
+        read = weights.load_weights(file)
+        kept = {key: read.metadata.get(key) for key in ("experiment", "step")}
+        began = commit_of(Path(file).resolve())
+        kept["commit"] = began.read_text(encoding="utf8") if began.exists() else None
+        further[name] = kept
     sums = (PRETRAINED / weights.SUMS).read_text(encoding="utf8").splitlines()
     return {
         "format": FORMAT,
@@ -234,6 +247,7 @@ def score(
             name: weights.load_weights(name).metadata.get("commit") for name in weights.packaged()
         },
         "weights": dict(reversed(line.split()) for line in sums),  # type: ignore[misc]
+        "also": further,
         "pairs": {
             name: next(iter(next(iter(of["cells"].values())).values()))["count"]
             for name, of in summary["datasets"].items()
@@ -252,10 +266,73 @@ def score(
     }
 
 
-def better(result: dict[str, Any], which: str, a: str, b: str) -> int:
-    """On how many metrics the mean of row `a` is higher than that of row `b`."""
-    rows = result["scores"][which]
-    return sum(rows[a][metric][0] > rows[b][metric][0] for metric in result["metrics"])
+def with_rows_of_others(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The result and, for what was scored without anybody's pictures, the rows of published
+    networks from the one before: they change with the metrics and pairs only.
+    """
+    same = all(result[key] == before.get(key) for key in ("convention", "metrics", "pairs"))
+    if not same:
+        return result
+    carried: set[str] = set()
+    for which, rows in result["scores"].items():
+        for row, cells in before["scores"][which].items():
+            if row in rivals.RIVALS and row not in rows:
+                rows[row] = cells
+                carried.add(row)
+    if carried:
+        result["carried"] = {row: before["versions"]["commit"] for row in sorted(carried)}
+    return result
+
+
+def rims(names: Sequence[str]) -> dict[str, Any]:
+    """How dark a fused picture is beside something hot: a square of 230 in an infrared image of 0
+    or 30, on a visible image of 128.
+    """
+    from jaxfuse.infer import predict
+
+    first = (SIDE - SQUARE) // 2
+    found: dict[str, Any] = {}
+    visible = np.full((SIDE, SIDE), VISIBLE, np.uint8)
+    for name in names:
+        fuser = predict.load(name)
+        for cold in COLD:
+            infrared = np.full((SIDE, SIDE), cold, np.uint8)
+            infrared[first:-first, first:-first] = HOT
+            row = fuser(visible, infrared)[SIDE // 2]
+            found.setdefault(name, {})[str(cold)] = {
+                str(far): int(row[first - far]) for far in DISTANCES
+            }
+    sums = (PRETRAINED / "SHA256SUMS").read_text(encoding="utf8").splitlines()
+    return {
+        "format": FORMAT,
+        "command": "python -m bench.pretrain rims --data DATA",
+        "versions": machine.versions(),
+        "weights": dict(reversed(line.split()) for line in sums),  # type: ignore[misc]
+        "visible": VISIBLE,
+        "square": {"side": SQUARE, "level": HOT},
+        "levels": found,
+    }
+
+
+def rim_lines(result: dict[str, Any]) -> list[str]:
+    """The table for the card."""
+    table = ["| | infrared around | " + " | ".join(f"{far} px" for far in DISTANCES) + " |"]
+    table.append("|---" * (len(DISTANCES) + 2) + "|")
+    for name, of in result["levels"].items():
+        for cold, levels in of.items():
+            told = " | ".join(str(levels[str(far)]) for far in DISTANCES)
+            table.append(f"| {name} | {cold} | {told} |")
+    return table
+
+
+def metrics_won(result: dict[str, Any], sets: Sequence[str], a: str, b: str) -> list[str]:
+    """The metrics whose mean over all pairs of these sets is higher for row `a` than for `b`."""
+
+    def mean(row: str, metric: str) -> float:
+        of = [(result["pairs"][s], result["scores"][s][row][metric][0]) for s in sets]
+        return sum(pairs * value for pairs, value in of) / sum(pairs for pairs, _ in of)
+
+    return [metric for metric in result["metrics"] if mean(a, metric) > mean(b, metric)]
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -289,7 +366,7 @@ def keep(result: dict[str, Any], path: Path, told: Sequence[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     parse = argparse.ArgumentParser(prog="python -m bench.pretrain", description=__doc__)
-    parse.add_argument("names", nargs="+", choices=[*PRESETS, "score", "downstream"])
+    parse.add_argument("names", nargs="+", choices=[*PRESETS, "score", "rims", "downstream"])
     parse.add_argument(
         "--data", type=Path, required=True, help="folder of roadscene, msrs, tno, splits"
     )
@@ -316,7 +393,7 @@ def main(words: Sequence[str] | None = None) -> int:
         help="downstream: segmentation networks of each row (default: 3)",
     )
     given = parse.parse_args(words)
-    from jaxfuse import experiments
+    from jaxfuse import experiments, weights
     from jaxfuse.config import UserError
 
     data, work = given.data.resolve(), given.work.resolve()
@@ -332,7 +409,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if "score" in given.names:
             pictures = given.pictures and given.pictures.resolve()
             result = score(data, work / "scores", pictures, given.also)
+            if pictures is None and SCORES.exists():
+                before = json.loads(SCORES.read_text(encoding="utf8"))
+                result = with_rows_of_others(result, before)
             keep(result, SCORES, lines(result))
+        if "rims" in given.names:
+            result = rims(weights.packaged())
+            keep(result, RIMS, rim_lines(result))
         if "downstream" in given.names:
             result = downstream(data, work, given.steps, given.seeds, given.taught)
             keep(result, DOWNSTREAM, downstream_lines(result))

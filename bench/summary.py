@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from bench import pretrain
 from bench.realtime import IN_A_ROW
 
 Results = Mapping[str, dict[str, Any]]
@@ -15,7 +16,9 @@ Results = Mapping[str, dict[str, Any]]
 
 ASKED = "fuse", "step", "realtime", "video", "start"
 """Subjects whose goals are the package's."""
-CHANGED = "depthwise", "dense", "fuse", "step", "windowed", "windows", "realtime", "video"
+BETTER = {"lite": ("IFCNN", "DATFuse", "crossfuse"), "crossfuse": ("IFCNN", "DATFuse")}
+"""Packaged network -> whom it is compared with."""
+CHANGED = "depthwise", "dense", "fuse", "step", "windowed", "windows", "large", "realtime", "video"
 """Subjects that changes are measured by."""
 
 
@@ -28,6 +31,20 @@ def goals(results: Results) -> list[str]:
             table.append(
                 f"| {subject} | {goal['what']} | {goal['goal']} | {goal['measured']:.3g} | {met} |"
             )
+    return table
+
+
+def quality(scores: dict[str, Any]) -> list[str]:
+    """On how many core metrics the packaged networks are better than others."""
+    sets = {name: [name] for name in scores["scores"]}
+    validation = [name for name in sets if name.endswith("_val")]
+    columns = {**sets, "validation pairs together": validation}
+    table = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for a, others in BETTER.items():
+        for b in others:
+            won = [len(pretrain.metrics_won(scores, of, a, b)) for of in columns.values()]
+            told = " | ".join(f"{n} of {len(scores['metrics'])}" for n in won)
+            table.append(f"| `{a}` better than {b} | {told} |")
     return table
 
 
@@ -89,6 +106,14 @@ def _recomputed(result: dict[str, Any]) -> str:
     )
 
 
+def _whole_of_a_larger_one(result: dict[str, Any]) -> str:
+    whole, parts = (result["sides"][f"960x1280 {way}"] for way in ("whole", "in windows"))
+    return (
+        f"960x1280: {whole['median_seconds']:.3g} s and {whole['peak_rss_bytes'] / 1e9:.2f} GB, in "
+        f"windows {parts['median_seconds']:.3g} s and {parts['peak_rss_bytes'] / 1e9:.2f} GB"
+    )
+
+
 CHANGES = (
     Change(
         "depthwise 3x3 as nine shifted products instead of XLA's grouped convolution",
@@ -146,6 +171,20 @@ CHANGES = (
         "windows",
         _times("windows of 128x160 / windows of 96x96"),
         "taken without kernels",
+    ),
+    Change(
+        "kernels: windows of up to 20480 pixels instead of 240x320",
+        "maps that stay nearer to the cores",
+        "windows",
+        _times("windows of 240x320, kernels / windows of 128x160, kernels"),
+        "taken",
+    ),
+    Change(
+        "kernels: one program for a whole picture of up to half a megapixel, windows beyond",
+        "no copies between windows, for more memory",
+        "large",
+        _whole_of_a_larger_one,
+        "taken; larger ones go in windows for their memory's sake",
     ),
     Change(
         "XLA alone: blocks computed again in the backward pass",

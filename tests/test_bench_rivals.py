@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import pretrain, rivals
+from bench import pretrain, rivals, summary
 from bench.sides import BenchError
+from jaxfuse.infer import predict
 
 CODE = """
 import torch, torchvision.models as models
@@ -125,7 +127,7 @@ def test_scores_are_told_and_counted() -> None:
     }
     result = {"metrics": ["EN", "SD"], "scores": {"tno": cells}, "pairs": {"tno": 17}}
     result |= {"weights": {"ours.safetensors": "0f"}, "commits": {"ours": "1234567"}}
-    assert pretrain.better(result, "tno", "ours", "theirs") == 1
+    assert pretrain.metrics_won(result, ["tno"], "ours", "theirs") == ["EN"]
     told = pretrain.lines(result)
     assert told[2] == "| ours.safetensors | 1234567 | 0f |"
     assert told[4] == "tno, 17 pairs:"
@@ -133,3 +135,49 @@ def test_scores_are_told_and_counted() -> None:
     assert told[8] == "| ours | 2 (1 to 3) | 5 (4 to 6) |"
     assert told[10] == "| plain | 1 (0.5 to 1.5) | - |"
     assert json.loads(json.dumps(result)) == result
+
+
+def test_metrics_are_won_over_all_pairs_of_several_sets_together() -> None:
+    scores = {
+        "few": {"lite": {"EN": [9.0]}, "crossfuse": {"EN": [1.0]}, "IFCNN": {"EN": [0.0]}},
+        "many_val": {"lite": {"EN": [2.0]}, "crossfuse": {"EN": [3.0]}, "IFCNN": {"EN": [0.0]}},
+        "some_val": {"lite": {"EN": [4.0]}, "crossfuse": {"EN": [3.5]}, "IFCNN": {"EN": [5.0]}},
+    }
+    for rows in scores.values():
+        rows["DATFuse"] = {"EN": [0.0]}
+    pairs = {"few": 1, "many_val": 30, "some_val": 10}
+    result = {"metrics": ["EN"], "scores": scores, "pairs": pairs}
+    assert pretrain.metrics_won(result, ["few", "many_val"], "lite", "crossfuse") == []
+    assert pretrain.metrics_won(result, ["few", "some_val"], "lite", "crossfuse") == ["EN"]
+    head, _, *rows = summary.quality(result)
+    assert head == "| | few | many_val | some_val | validation pairs together |"
+    assert rows[0] == "| `lite` better than IFCNN | 1 of 1 | 1 of 1 | 0 of 1 | 1 of 1 |"
+    assert rows[2] == "| `lite` better than crossfuse | 1 of 1 | 0 of 1 | 1 of 1 | 0 of 1 |"
+
+
+def test_rows_of_others_stay_where_nobody_elses_pictures_are_scored() -> None:
+    kinds = {"convention": "zoo", "metrics": ["EN"], "pairs": {"tno": 17}}
+    before = {
+        **kinds,
+        "versions": {"commit": "1234567"},
+        "scores": {"tno": {"lite": {"EN": [1.0]}, "IFCNN": {"EN": [2.0]}, "odd": {"EN": [3.0]}}},
+    }
+    fresh = {**kinds, "versions": {"commit": "7654321"}, "scores": {"tno": {"lite": {"EN": [4.0]}}}}
+    kept = pretrain.with_rows_of_others(copy.deepcopy(fresh), before)
+    assert kept["scores"]["tno"] == {"lite": {"EN": [4.0]}, "IFCNN": {"EN": [2.0]}}
+    assert kept["carried"] == {"IFCNN": "1234567"}
+    other = {**copy.deepcopy(fresh), "pairs": {"tno": 16}}
+    assert pretrain.with_rows_of_others(copy.deepcopy(other), before) == other
+
+
+def test_rims_are_levels_beside_what_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def maximum(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
+        fused = np.maximum(visible, infrared)
+        fused[80, 59] = 100 + infrared[0, 0]
+        return fused
+
+    monkeypatch.setattr(predict, "load", lambda name: maximum)
+    told = pretrain.rim_lines(pretrain.rims(["any"]))
+    assert told[0].endswith("| 5 px | 4 px | 3 px | 2 px | 1 px |")
+    assert told[2].startswith("| any | 0 | 128 |") and told[2].endswith("| 128 | 100 |")
+    assert told[3].startswith("| any | 30 | 128 |") and told[3].endswith("| 128 | 130 |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import jaxfuse
 import tiny_network
 from jaxfuse import cli, config, demo, distributed, experiments, models, weights
-from jaxfuse.cli import words
+from jaxfuse.cli import pictures, words
 from jaxfuse.config import Experiment
 from jaxfuse.data import sources
 from jaxfuse.data.patches import read_grid
@@ -462,7 +463,29 @@ def test_what_is_slow_is_said_once_and_what_is_not_is_not(capsys) -> None:
     assert capsys.readouterr().err == "slow\n"
 
 
-@pytest.mark.parametrize("command", ["fuse", "export"])
+def test_fuse_says_so_where_the_first_picture_takes_long(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    for folder in ("ir", "vi"):
+        (tmp_path / folder).mkdir()
+        for stem in "ab":
+            path = tmp_path / folder / f"{stem}.png"
+            assert cv2.imwrite(str(path), np.full((8, 8), 100, np.uint8))
+    pause = [0.5, 0.5]
+    monkeypatch.setattr(folders, "fuse", lambda rgb, *_, **__: time.sleep(pause.pop(0)) or rgb)
+    soon = functools.partial(words.if_slow, seconds=0.2)
+    monkeypatch.setattr(pictures, "if_slow", soon)
+    given = ["fuse", "--ir", str(tmp_path / "ir"), "--vi", str(tmp_path / "vi"), "--overwrite"]
+    given += ["--out", str(tmp_path / "out")]
+    assert cli.main(given) == 0
+    assert capsys.readouterr().err.count("fusing: the first of a size takes longest") == 1
+    # Once there is a picture, what follows may take its time.
+    pause[:] = [0.0, 0.5]
+    assert cli.main(given) == 0
+    assert "takes longest" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pictures", "videos", "export"])
 def test_a_place_that_takes_no_files_is_named_before_any_work(
     tmp_path: Path, monkeypatch, capsys, command: str
 ) -> None:
@@ -474,10 +497,14 @@ def test_a_place_that_takes_no_files_is_named_before_any_work(
     monkeypatch.setattr(folders, "fuse", Mock(side_effect=AssertionError("worked before")))
     pair = ["--ir", str(tmp_path / "ir.png"), "--vi", str(tmp_path / "vi.png")]
     given = ["fuse", *pair, "--out", str(tmp_path / "a.png")]
+    if command == "videos":
+        given = [word.replace(".png", ".mkv") for word in given]
+        for name in ("ir", "vi"):
+            (tmp_path / f"{name}.mkv").touch()
     if command == "export":
         given = ["export", "lite", "--out", str(tmp_path / "a.stablehlo")]
     said = complaint(capsys, *given, code=1)
-    assert f"{tmp_path}: is not writable (Read-only file system): choose a place" in said
+    assert f"{tmp_path}: takes no files (Read-only file system): choose a place" in said
 
 
 def test_the_demo_leaves_other_folders_alone(tmp_path: Path, capsys) -> None:

@@ -27,6 +27,8 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], list[str]]]]
     ("docs/guides/scaling.md", "weak scaling"): ("scaling-cpu.json", scaling.table),
     ("docs/guides/scaling.md", "loader"): ("loader-cpu.json", loader.table),
     ("jaxfuse/pretrained/README.md", "scores"): ("weights/scores.json", pretrain.lines),
+    ("jaxfuse/pretrained/README.md", "rims"): ("weights/rims.json", pretrain.rim_lines),
+    ("docs/performance.md", "quality"): ("weights/scores.json", summary.quality),
     ("jaxfuse/pretrained/README.md", "downstream"): (
         "weights/downstream.json",
         pretrain.downstream_lines,
@@ -84,13 +86,20 @@ def test_packaged_weights_say_which_commit_made_them() -> None:
         assert re.fullmatch("[0-9a-f]{7,40}", commit), (name, commit)
 
 
-def test_lite_is_better_than_published_networks_on_most_metrics() -> None:
-    result = read("weights/scores.json")
+@pytest.mark.parametrize("file", ["scores", "rims"])
+def test_what_was_judged_are_the_weights_that_ship(file: str) -> None:
+    result = read(f"weights/{file}.json")
     sums = (REPO / "jaxfuse" / "pretrained" / "SHA256SUMS").read_text(encoding="utf8")
     assert "".join(f"{h}  {name}\n" for name, h in result["weights"].items()) == sums
-    for which in ("roadscene_val", "msrs_val"):
+
+
+@pytest.mark.parametrize("name", ["lite", "crossfuse"])
+def test_what_ships_is_better_than_published_networks_on_most_metrics(name: str) -> None:
+    result = read("weights/scores.json")
+    for which in result["scores"]:
         for rival in ("IFCNN", "DATFuse"):
-            assert pretrain.better(result, which, "lite", rival) >= 5, (which, rival)
+            won = pretrain.metrics_won(result, [which], name, rival)
+            assert len(won) >= 5, (which, rival, won)
 
 
 if __name__ == "__main__":

@@ -381,9 +381,8 @@ def test_code_of_the_guide_runs(repo, weights_of, fresh_python, tmp_path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind"), [("lite", "onnx"), ("lite", "stablehlo"), ("crossfuse", "onnx")]
-)
+@pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("name", ["lite", "crossfuse"])
 def test_real_pairs(name, kind, weights_of, shared, tmp_path) -> None:
     """Pairs of two sets, of different sizes; the smallest ones for a network that takes long."""
     stems = {"tno": ["05"], "roadscene": ["FLIR_08999"]}

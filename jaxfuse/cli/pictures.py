@@ -63,7 +63,7 @@ class FuseArguments:
     """Videos: copy the sound of the visible file, or of the infrared one where that has none."""
 
 
-_FIRST = "fusing: the first picture of a size takes longer than the next, for it is compiled"
+_FIRST = "fusing: the first of a size takes longest, for programs are compiled for it"
 _VIDEO_OPTIONS = ("codec", "crf", "preset", "match", "audio")
 
 

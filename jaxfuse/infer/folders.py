@@ -81,7 +81,7 @@ def check_place(target: Path) -> None:
         with tempfile.TemporaryFile(dir=made):
             pass
     except OSError as error:
-        found = f"is not writable ({error.strerror})"
+        found = f"takes no files ({error.strerror})"
         raise FileError(made, found, "choose a place that you may write to") from error
 
 
