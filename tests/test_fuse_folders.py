@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxfuse
 import tiny_network
 from jaxfuse.config import SourceConfig
 from jaxfuse.data import images
@@ -255,6 +256,28 @@ def test_an_all_black_picture_is_named(tmp_path, fuser):
     with pytest.raises(DataError, match=r"a\.png: all black"):
         FolderPairs.open(SourceConfig(kind="folders", root=str(tmp_path)))[0]
     assert images.read_infrared(tmp_path / "ir" / "a.png").max() == 0
+
+
+def test_what_has_no_ending_of_a_picture_is_not_left_out_in_silence(tmp_path, fuser):
+    make_pair(tmp_path, "a")
+    make_pair(tmp_path, "b")
+    (tmp_path / "ir" / "b.png").rename(tmp_path / "ir" / "b.txt")
+    (tmp_path / "vi" / "b.png").rename(tmp_path / "vi" / "b.txt")
+    (tmp_path / "vi" / "Thumbs.db").touch()
+    summary = fuse_paths(tmp_path / "ir", tmp_path / "vi", tmp_path / "out", fuser)
+    assert [path.name for path in summary.written] == ["a.png"]
+    of_infrared, of_visible = summary.doubts
+    assert of_infrared.startswith(f"{tmp_path / 'ir' / 'b.txt'}: left out, with all 1 of its fol")
+    assert of_visible.startswith(f"{tmp_path / 'vi' / 'b.txt'}: left out")
+    pair = (tmp_path / "ir" / "b.txt", tmp_path / "vi" / "b.txt")
+    assert fuse_paths(*pair, tmp_path / "b.png", fuser).doubts == []
+
+
+def test_a_fuser_tells_what_it_is_without_its_arrays(fuser):
+    assert (
+        repr(jaxfuse.load("lite"))
+        == "Fuser(lite, 137,480 parameters, experiment packaged_lite, step 12000)"
+    )
 
 
 def test_a_dark_16_bit_infrared_is_remarked(tmp_path, fuser):

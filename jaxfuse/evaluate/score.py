@@ -40,9 +40,9 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
 
     out: pictures that weights make go to OUT/pictures/SET/METHOD/STEM.png; those that the same
     weights made of the same pairs before are not made again. progress: called with (done, total,
-    name) at the beginning and after each pair. Every file is read once and every size checked
-    before anything is computed. Pairs of one size are scored together, since what is compiled
-    serves one size. Raises FileError, WeightsError or PlanError.
+    name) at the beginning, when the files are read, and after each pair. Every file is read once
+    and every size checked before anything is computed. Pairs of one size are scored together, since
+    what is compiled serves one size. Raises FileError, WeightsError or PlanError.
     """
     out = Path(out)
     plan.check_reference()
@@ -51,6 +51,9 @@ def run(plan: Plan, out: str | Path, progress: Progress | None = None) -> Evalua
     if progress:
         progress(done, total, "reading all files")
     remarks = check_files(opened)
+    if progress:
+        way = "fusing and scoring" if any(m.weights for m in plan.methods) else "scoring"
+        progress(done, total, f"{way} the first pair")
     make_folder(out)
     fusers = {m.name: Pictures(m.weights, out / "pictures") for m in plan.methods if m.weights}
     chosen = plan.metrics or metrics.names(plan.convention)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from jaxfuse.config import UserError
 from jaxfuse.data import images
-from jaxfuse.data.folders import open_folders, require_equal_sizes
+from jaxfuse.data.folders import list_files, open_folders, require_equal_sizes
 from jaxfuse.data.images import FileError
 from jaxfuse.infer.predict import Fuser, Stretch, Way, fuse
 
@@ -50,6 +50,19 @@ def _jobs(infrared: Path, visible: Path, out: Path, suffix: str) -> list[_Job]:
         _Job(pairs.infrared[i], pairs.visible[i], out / f"{pairs.stem(i)}{suffix}")
         for i in range(len(pairs))
     ]
+
+
+def _left_out(*places: Path) -> list[str]:
+    """What is said of files that may be pictures, but by another name."""
+    said = []
+    for place in places:
+        unknown = list_files(place, images.EXTENSIONS).unknown if place.is_dir() else ()
+        if unknown:
+            said.append(
+                f"{unknown[0]}: left out, with all {len(unknown)} of its folder that have no "
+                "ending of a picture; if it is one, rename it"
+            )
+    return said
 
 
 def _check_targets(jobs: list[_Job], bits: int, overwrite: bool) -> None:
@@ -117,7 +130,7 @@ def fuse_paths(
     """
     jobs = _jobs(Path(infrared), Path(visible), Path(out), suffix)
     _check_targets(jobs, bits, overwrite)
-    summary = FuseSummary([], [])
+    summary = FuseSummary([], [], _left_out(Path(infrared), Path(visible)))
     for number, job in enumerate(jobs):
         try:
             heat = images.read_infrared(job.infrared, infrared_stretch, allow_black=False)

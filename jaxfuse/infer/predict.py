@@ -40,7 +40,7 @@ class ImageError(UserError, ValueError):
     """Images that cannot be fused; the message says what was found and the remedy."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fuser:
     """A trained network, ready to call: `fuser(visible, infrared)`."""
 
@@ -59,6 +59,14 @@ class Fuser:
     ) -> np.ndarray:
         """See `fuse`."""
         return fuse(visible, infrared, self, method=method, stretch=stretch)
+
+    def __repr__(self) -> str:
+        # Not the arrays, which fill screens.
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        of = [
+            f"{key} {self.metadata[key]}" for key in ("experiment", "step") if key in self.metadata
+        ]
+        return f"Fuser({', '.join([self.name, f'{count:,} parameters', *of])})"
 
 
 def load(
