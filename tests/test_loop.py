@@ -389,6 +389,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert_equal_runs(folder, straight)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line(straight: Path, tmp_path: Path) -> None:
     """No file may outgrow a limit, which fails as a full disk does, with "File too large"."""
     folder = upto(straight, 4, tmp_path / "run")

@@ -74,6 +74,7 @@ def moved(before: Any, after: Any) -> bool:
     return any(not np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_stage_one_moves_the_fusion_network_only_and_stage_two_all() -> None:
     method = build()
     assert [(s.name, s.start, s.stop) for s in method.stages] == [

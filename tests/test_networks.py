@@ -74,9 +74,10 @@ def zero(name: str) -> bool:
     "name",
     [
         *sorted(MODELS.keys() - {"crossfuse"}),
-        *sorted(SEGMENTERS.keys() - set(LARGE)),
-        pytest.param("crossfuse", marks=pytest.mark.slow),
-        pytest.param(LARGE[0], marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("crossfuse", *sorted(SEGMENTERS.keys() - set(LARGE)), LARGE[0])
+        ),
     ],
 )
 def test_every_network(name):

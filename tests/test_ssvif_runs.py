@@ -103,6 +103,7 @@ def test_what_is_kept_is_the_fusion_network_only(straight: Path) -> None:
     assert jax.tree.structure(kept.params) == jax.tree.structure(fresh)
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_does_not_succeed(
     tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
