@@ -31,7 +31,7 @@ METRICS = ("EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM")
 DOWNSTREAM = SCORES.with_name("downstream.json")
 RIMS = SCORES.with_name("rims.json")
 SIDE, SQUARE, VISIBLE, HOT, COLD = 160, 40, 128, 230, (0, 30)
-DISTANCES = (48, 16, 8, 5, 4, 3, 2, 1)
+DISTANCES = (48, 24, 16, 8, 5, 4, 3, 2, 1)
 """Pixels from the square, where the level of what is dark in the infrared is read."""
 PRESETS = {
     "crossfuse": "packaged_crossfuse",
@@ -212,6 +212,35 @@ def protocol(data: Path, pictures: Path | None, also: Sequence[str] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
+def shipped() -> dict[str, str]:
+    """Each file in the package -> its SHA-256."""
+    from jaxfuse import weights
+
+    lines = (PRETRAINED / weights.SUMS).read_text(encoding="utf8").splitlines()
+    return {file: digest for digest, file in (line.split() for line in lines)}
+
+
+def origins(also: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """NAME=WEIGHTS of further rows: which experiment, step and commit they are of."""
+    from jaxfuse import weights
+
+    found = {}
+    for name, _, place in (each.partition("=") for each in also):
+        metadata = weights.load_weights(place).metadata
+        of = {key: metadata.get(key) for key in ("experiment", "step", "commit")}
+        began = commit_of(Path(place).resolve())
+        if began.exists():
+            of["commit"] = began.read_text(encoding="utf8")
+        found[name] = of
+    return found
+
+
+def command_of(what: str, also: Sequence[str]) -> str:
+    """What was asked for, without this machine's paths."""
+    rows = [f"{each.partition('=')[0]}=WEIGHTS" for each in also]
+    return " ".join(["python -m bench.pretrain", what, *(["--also", *rows] if rows else [])])
+
+
 def score(
     data: Path, work: Path, pictures: Path | None, also: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -219,7 +248,6 @@ def score(
     from jaxfuse import cli, weights
 
     versions = machine.versions()
-    also_told = [f"--also {each.partition('=')[0]}=WEIGHTS" for each in also]
     work.mkdir(parents=True, exist_ok=True)
     asked = work / "protocol.toml"
     asked.write_text(protocol(data, pictures, also), encoding="utf8")
@@ -227,27 +255,17 @@ def score(
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
     summary = json.loads((work / "scores" / "summary.json").read_text(encoding="utf8"))
-    further = {}
-    for name, _, file in (each.partition("=") for each in also):
-        read = weights.load_weights(file)
-        kept = {key: read.metadata.get(key) for key in ("experiment", "step")}
-        began = commit_of(Path(file).resolve())
-        kept["commit"] = began.read_text(encoding="utf8") if began.exists() else None
-        further[name] = kept
-    sums = (PRETRAINED / weights.SUMS).read_text(encoding="utf8").splitlines()
     return {
         "format": FORMAT,
-        "command": " ".join(
-            ["python -m bench.pretrain score --data DATA --pictures PICTURES", *also_told]
-        ),
+        "command": command_of("score --data DATA --pictures PICTURES", also),
         "versions": versions,
         "convention": "zoo",
         "metrics": list(METRICS),
         "commits": {
             name: weights.load_weights(name).metadata.get("commit") for name in weights.packaged()
         },
-        "weights": dict(reversed(line.split()) for line in sums),  # type: ignore[misc]
-        "also": further,
+        "weights": shipped(),
+        "also": origins(also),
         "pairs": {
             name: next(iter(next(iter(of["cells"].values())).values()))["count"]
             for name, of in summary["datasets"].items()
@@ -284,17 +302,17 @@ def with_rows_of_others(result: dict[str, Any], before: dict[str, Any]) -> dict[
     return result
 
 
-def rims(names: Sequence[str]) -> dict[str, Any]:
+def rims(names: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
     """How dark a fused picture is beside something hot: a square of 230 in an infrared image of 0
-    or 30, on a visible image of 128.
+    or 30, on a visible image of 128. also: NAME=WEIGHTS of further rows.
     """
     from jaxfuse.infer import predict
 
     first = (SIDE - SQUARE) // 2
     found: dict[str, Any] = {}
     visible = np.full((SIDE, SIDE), VISIBLE, np.uint8)
-    for name in names:
-        fuser = predict.load(name)
+    for name, _, place in (each.partition("=") for each in (*names, *also)):
+        fuser = predict.load(place or name)
         for cold in COLD:
             infrared = np.full((SIDE, SIDE), cold, np.uint8)
             infrared[first:-first, first:-first] = HOT
@@ -302,12 +320,12 @@ def rims(names: Sequence[str]) -> dict[str, Any]:
             found.setdefault(name, {})[str(cold)] = {
                 str(far): int(row[first - far]) for far in DISTANCES
             }
-    sums = (PRETRAINED / "SHA256SUMS").read_text(encoding="utf8").splitlines()
     return {
         "format": FORMAT,
-        "command": "python -m bench.pretrain rims --data DATA",
+        "command": command_of("rims --data DATA", also),
         "versions": machine.versions(),
-        "weights": dict(reversed(line.split()) for line in sums),  # type: ignore[misc]
+        "weights": shipped(),
+        "also": origins(also),
         "visible": VISIBLE,
         "square": {"side": SQUARE, "level": HOT},
         "levels": found,
@@ -375,7 +393,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parse.add_argument("--pictures", type=Path, help="what bench.rivals wrote, to score beside")
     parse.add_argument(
-        "--also", nargs="+", default=[], metavar="NAME=WEIGHTS", help="further rows to score"
+        "--also", nargs="+", default=[], metavar="NAME=WEIGHTS", help="score, rims: further rows"
     )
     parse.add_argument(
         "--steps",
@@ -414,7 +432,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 result = with_rows_of_others(result, before)
             keep(result, SCORES, lines(result))
         if "rims" in given.names:
-            result = rims(weights.packaged())
+            result = rims(weights.packaged(), given.also)
             keep(result, RIMS, rim_lines(result))
         if "downstream" in given.names:
             result = downstream(data, work, given.steps, given.seeds, given.taught)

@@ -177,7 +177,13 @@ def test_rims_are_levels_beside_what_is_hot(monkeypatch: pytest.MonkeyPatch) -> 
         return fused
 
     monkeypatch.setattr(predict, "load", lambda name: maximum)
-    told = pretrain.rim_lines(pretrain.rims(["any"]))
+    result = pretrain.rims(["any"], ["again=lite"])
+    assert result["command"] == "python -m bench.pretrain rims --data DATA --also again=WEIGHTS"
+    assert result["also"]["again"]["experiment"] == "packaged_lite"
+    assert (
+        result["also"]["again"]["commit"] and result["levels"]["again"] == result["levels"]["any"]
+    )
+    told = pretrain.rim_lines(result)
     assert told[0].endswith("| 5 px | 4 px | 3 px | 2 px | 1 px |")
     assert told[2].startswith("| any | 0 | 128 |") and told[2].endswith("| 128 | 100 |")
     assert told[3].startswith("| any | 30 | 128 |") and told[3].endswith("| 128 | 130 |")
