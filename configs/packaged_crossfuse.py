@@ -1,4 +1,4 @@
-"""The packaged weights `crossfuse`: RoadScene and MSRS, day and night, on two CPU cores.
+"""The packaged weights `crossfuse`: RoadScene and MSRS, day and night; hours on two CPU cores.
 
 Run it where data/ holds both sets and their splits (../shared of a checkout). The paper's gradient
 term, which compares magnitudes only, gives way to differences with their sign, and structure
@@ -21,9 +21,9 @@ def get() -> Experiment:
         name="packaged_crossfuse",
         method=CrossFuseConfig(
             stage1_epochs=2,
-            stage2_epochs=48,
+            stage2_epochs=98,
             learning_rate=1e-3,
-            halve_every_epochs=12,
+            halve_every_epochs=24,
             learning_rate_floor=1e-5,
             flips=True,
             gradient_weight=0.0,
