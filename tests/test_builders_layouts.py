@@ -184,7 +184,7 @@ def test_m3fd_reads_boxes_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     tiny_downloads.m3fd(tmp_path, [0, 1, 2, 195])
     (tmp_path / "M3FD_Detection" / "meta").mkdir()
     found = layouts.PUBLIC["m3fd"].find(tmp_path)
-    assert any(note.startswith("1 pairs beside validation blocks") for note in found.notes)
+    assert any(note.startswith("1 pair beside validation blocks") for note in found.notes)
     assert any("has neither list of train.txt and val.txt" in note for note in found.notes)
     pairs = opened("m3fd", tmp_path, "train")
     assert [pair.boxes.tolist() for pair in pairs] == [
@@ -212,9 +212,9 @@ def test_m3fd_takes_its_own_lists_where_they_are_there(tmp_path: Path) -> None:
     assert [p.value for p in report.incomplete] == [
         "expected 3 pairs in val, found 2; not whole: 00300 (no file)"
     ]
-    assert any("1 pairs are in no list, e.g. 00150" in note for note in report.found.notes)
+    assert any("1 pair in no list, e.g. 00150" in note for note in report.found.notes)
     (start / "meta" / "val.txt").write_text("00001.png\n00195.png\n", encoding="utf8")
-    with pytest.raises(DataError, match=r"val\.txt: 1 stems are in .*train\.txt as well: 00195"):
+    with pytest.raises(DataError, match=r"val\.txt: 1 stem in .*train\.txt as well: 00195"):
         opened("m3fd", tmp_path, "train")
 
 
@@ -447,9 +447,7 @@ def test_no_stem_may_be_in_two_lists(tmp_path: Path) -> None:
     for path, stems in zip(lists.values(), ("FLIR_00000\nFLIR_00037", "FLIR_00037"), strict=True):
         Path(path).write_text(stems, encoding="utf8")
     found = layouts.PUBLIC["roadscene"].find(tmp_path)
-    with pytest.raises(
-        DataError, match=r"val\.txt: 1 stems are in .*train\.txt as well: FLIR_00037"
-    ):
+    with pytest.raises(DataError, match=r"val\.txt: 1 stem in .*train\.txt as well: FLIR_00037"):
         chosen_by_lists(found, lists)
 
 
@@ -458,8 +456,8 @@ def test_no_stem_may_be_in_two_of_mfnets_lists(tmp_path: Path) -> None:
     (start / "val.txt").write_text("00006N\n00001D\n00008D\n", encoding="utf8")
     report = check_download(layouts.PUBLIC["mfnet"], tmp_path)
     assert [(Path(p.file).name, p.value) for p in report.errors] == [
-        ("test.txt", f"1 stems are in {start / 'val.txt'} as well: 00008D"),
-        ("val.txt", f"1 stems are in {start / 'train.txt'} as well: 00001D"),
+        ("test.txt", f"1 stem in {start / 'val.txt'} as well: 00008D"),
+        ("val.txt", f"1 stem in {start / 'train.txt'} as well: 00001D"),
     ]
     with pytest.raises(DataError, match=r"train\.txt as well: 00001D"):
         opened("mfnet", tmp_path, "train")
@@ -472,7 +470,7 @@ def test_lists_of_ones_own_choose_other_splits(tmp_path: Path) -> None:
     chosen = chosen_by_lists(found, {"val": str(tmp_path / "val.txt")})
     assert [entry.stem for entry in chosen.splits["val"]] == ["FLIR_00037"]
     (tmp_path / "val.txt").write_text("FLIR_1\n", encoding="utf8")
-    with pytest.raises(DataError, match=r"val\.txt: 1 stems without a whole pair: FLIR_1"):
+    with pytest.raises(DataError, match=r"val\.txt: 1 stem without a whole pair: FLIR_1"):
         chosen_by_lists(found, {"val": str(tmp_path / "val.txt")})
 
 

@@ -416,7 +416,7 @@ def test_data_check_takes_the_values_of_a_class_list(tmp_path: Path, capsys) -> 
     labels = np.full(size, 14, np.uint8)  # FMB's last class
     assert cv2.imwrite(str(tmp_path / "set" / "labels" / "a.png"), labels)
     for classes, status, said in (
-        ("fmb", 0, "1 pairs, 0 errors"),
+        ("fmb", 0, "1 pair, 0 errors"),
         ("msrs", 1, "labels 14 in"),
         ("14", 1, "classes has values 0..13"),
     ):

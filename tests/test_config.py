@@ -241,3 +241,8 @@ def test_what_a_file_leaves_out_is_written_down() -> None:
     assert config.to_dict(read).keys() == config.to_dict(Experiment()).keys()
     assert config.to_dict(read)["method"] == config.to_dict(config.SSVIFConfig())
     assert config.from_dict(config.to_dict(read)) == read
+
+
+def test_counts_are_said_in_the_singular_and_the_plural() -> None:
+    said = [config.counted(number, "pair") for number in (0, 1, 2)]
+    assert said == ["0 pairs", "1 pair", "2 pairs"]

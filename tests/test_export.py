@@ -296,7 +296,7 @@ def test_flat_programs() -> None:
         ("lite --out n.onnx --root p --no-check", 2, ["--root p: leave --no-check out"]),
         ("lite --out n.onnx --root p --limit -1", 2, ["--limit -1: use 1 or more, or 0"]),
         ("lite --out n.onnx --root absent", 1, ["absent: no such folder"]),
-        ("lite --out n.onnx --root pairs --height 31", 1, ["none of the 1 pairs", "height 31"]),
+        ("lite --out n.onnx --root pairs --height 31", 1, ["1 pair to compare on", "height 31"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

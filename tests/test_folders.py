@@ -119,7 +119,7 @@ def test_stems_may_hold_dots_and_hashes(root: Path, tmp_path: Path) -> None:
 def test_a_split_that_names_what_is_not_there(root: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.txt"
     split.write_text("a\nzebra\n")
-    with pytest.raises(DataError, match=r"split\.txt: 1 stems without .*: zebra: remove them"):
+    with pytest.raises(DataError, match=r"split\.txt: 1 stem without .*: zebra: remove them"):
         open_folders(str(root), split=str(split))
     split.write_text("".join(f"x{i}\n" for i in range(9)))
     with pytest.raises(DataError, match=r"9 stems .*x0, x1, x2, x3, x4 and 4 more"):

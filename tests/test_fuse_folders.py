@@ -214,7 +214,7 @@ def test_stems_without_a_partner(untouched, fuser):
     root = untouched
     (root / "vi" / "a.png").unlink()
     assert_refused(
-        r"1 files without a partner: .*ir/a\.png", root / "ir", root / "vi", root / "o", fuser
+        r"1 file without a partner: .*ir/a\.png", root / "ir", root / "vi", root / "o", fuser
     )
     assert not (root / "o").exists()
 

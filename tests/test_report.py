@@ -175,7 +175,7 @@ def test_a_picture_that_is_gone_is_left_out_and_a_damaged_one_named(tmp_path: Pa
     file.unlink()
     data = embedded(page.write(tmp_path / "r.html", tmp_path), "data")
     assert data["datasets"][0]["pictures"]["ours"][1] == -1
-    assert "1 pictures are gone" in data["sets_note"] and "0001.png" in data["sets_note"]
+    assert "Gone: 1 picture, such as" in data["sets_note"] and "0001.png" in data["sets_note"]
     file.write_bytes(b"no picture")
     with pytest.raises(FileError, match=r"0001\.png: "):
         page.write(tmp_path / "s.html", tmp_path)

@@ -1198,8 +1198,8 @@ def test_packets_of_sound_leave_the_look_ahead_as_it_is(ahead, packets):
 def test_frames_that_cannot_be_fused(fuser):
     good = np.zeros((4, 6), np.uint8)
     for visible, infrared, message in (
-        ([good], [good, good], "after 1 pairs one kind of frames ends"),
-        ([good, good], [good], "after 1 pairs one kind of frames ends"),
+        ([good], [good, good], "after 1 pair one kind of frames ends"),
+        ([good, good], [good], "after 1 pair one kind of frames ends"),
         ([good, good], [good, good[1:]], r"frame 2: visible is 4 x 6 and infrared 3 x 6 pixels"),
         ([good[..., None]], [good], r"visible frame 1 has shape \(4, 6, 1\)"),
         ([good], [np.zeros((4, 6, 3), np.uint8)], "infrared frame 1 has shape"),

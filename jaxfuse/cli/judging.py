@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxfuse.cli.words import DONE, gather, parse, progress
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, counted
 
 REMARKS = 5
 """Pictures named before the rest is counted."""
@@ -201,10 +201,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     for remark in found.settings["remarks"][:REMARKS]:
         print(remark, file=sys.stderr)
     if (more := len(found.settings["remarks"]) - REMARKS) > 0:
-        print(f"and {more} more such pictures (evaluation.json)", file=sys.stderr)
+        print(f"and {counted(more, 'more such picture')} (evaluation.json)", file=sys.stderr)
     for dataset, method, metric, count, first in found.undefined:
         print(
-            f"{dataset}: {metric} of {method}: undefined for {count} images, first {first}",
+            f"{dataset}: {metric} of {method}: undefined for {counted(count, 'image')}, first "
+            f"{first}",
             file=sys.stderr,
         )
     if given.report:
@@ -289,5 +290,5 @@ def segments(arguments: Sequence[str]) -> int:
             f"{signs['confidence']:.2f}"
         )
     of_all = "" if len(written) == count else f" of {count} (--limit 0 for all)"
-    print(f"{given.out}: {len(written)} pictures{of_all}")
+    print(f"{given.out}: {counted(len(written), 'picture')}{of_all}")
     return DONE

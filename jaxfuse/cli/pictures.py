@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxfuse.cli.words import DONE, FAILED, frame_counter, if_slow, parse, progress, stop_requests
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,8 @@ def _fuse_pictures(given: FuseArguments) -> int:
     for name, error in summary.failed:
         print(f"jaxfuse: {name}: {error}", file=sys.stderr)
     written = summary.written
-    print(f"{written[0]}" if len(written) == 1 else f"{len(written)} pictures in {given.out}")
+    count = len(written)
+    print(f"{written[0]}" if count == 1 else f"{counted(count, 'picture')} in {given.out}")
     return FAILED if summary.failed else DONE
 
 
@@ -143,7 +144,7 @@ def _fuse_videos(given: FuseArguments) -> int:
         )
     for note in summary.notes:
         print(f"jaxfuse: warning: {note}", file=sys.stderr)
-    print(f"{summary.target}: {summary.frames} frames in {summary.seconds:.1f} s")
+    print(f"{summary.target}: {counted(summary.frames, 'frame')} in {summary.seconds:.1f} s")
     return DONE
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from jaxfuse import experiments
 from jaxfuse.cli.words import DONE, FAILED, parse, take, usage
-from jaxfuse.config import ConfigError, Experiment, SourceConfig
+from jaxfuse.config import ConfigError, Experiment, SourceConfig, counted
 
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 
@@ -54,7 +54,7 @@ def train(arguments: Sequence[str]) -> int:
     if not chief:
         return FAILED if outcome.doubts else DONE
     if outcome.loss is not None:
-        print(f"{outcome.folder}: {outcome.steps} steps, loss {outcome.loss:.4f}")
+        print(f"{outcome.folder}: {counted(outcome.steps, 'step')}, loss {outcome.loss:.4f}")
     print(outcome.folder / "weights.safetensors")
     for doubt in outcome.doubts:
         print(f"{outcome.folder}: {doubt}", file=sys.stderr)

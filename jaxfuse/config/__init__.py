@@ -4,6 +4,7 @@ A config holds numbers, strings and tuples only, never arrays or functions: a `L
 from a table. It is saved beside every run and is enough, with the commit, to run it again.
 """
 
+from jaxfuse.config.counts import counted
 from jaxfuse.config.data import DataConfig, ExternalConfig, SourceConfig
 from jaxfuse.config.errors import ConfigError, UserError
 from jaxfuse.config.experiment import (
@@ -40,6 +41,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "changed_fields",
+    "counted",
     "flatten",
     "from_dict",
     "load_json",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.classes import ClassList, check_labels
 from jaxfuse.data.folders import Listing, Scan, read_boxes, require_equal_sizes, scan
 from jaxfuse.data.images import (
@@ -67,7 +68,10 @@ class Report:
 
     def text(self, limit: int = 0) -> str:
         """For people, a problem a line. limit: lines with the same remedy; 0 shows all."""
-        lines = [f"{self.pairs} pairs, {len(self.errors)} errors, {len(self.warnings)} warnings"]
+        lines = [
+            f"{counted(self.pairs, 'pair')}, {counted(len(self.errors), 'error')}, "
+            f"{counted(len(self.warnings), 'warning')}"
+        ]
         sizes = self.summary["sizes"]
         if sizes:
             most = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -78,8 +82,9 @@ class Report:
             facts = self.summary[band]
             if facts["files"]:
                 bits = [f"{bit} bit ({count})" for bit, count in facts["bits"].items()]
-                channels = [f"{n} channels ({count})" for n, count in facts["channels"].items()]
-                line = f"  {band} ({facts['files']} files): "
+                channels = facts["channels"].items()
+                channels = [f"{counted(n, 'channel')} ({count})" for n, count in channels]
+                line = f"  {band} ({counted(facts['files'], 'file')}): "
                 if facts["mean"] is None:
                     lines.append(line + "none can be read")
                 else:
@@ -88,11 +93,11 @@ class Report:
         if "labels" in self.summary:
             labels = self.summary["labels"]
             values = ", ".join(map(str, labels["values"]))
-            lines.append(f"  labels ({labels['files']} files): values {values}")
+            lines.append(f"  labels ({counted(labels['files'], 'file')}): values {values}")
         if "boxes" in self.summary:
             boxes = self.summary["boxes"]
             classes = [f"class {kind} ({count})" for kind, count in boxes["classes"].items()]
-            line = f"  boxes ({boxes['files']} files): {boxes['count']} boxes"
+            line = f"  boxes ({counted(boxes['files'], 'file')}): {boxes['count']} boxes"
             lines.append(", ".join([line, *classes]))
         for kind, problems in (("error", self.errors), ("warning", self.warnings)):
             lines += problem_lines(kind, problems, limit)
@@ -108,7 +113,7 @@ def problem_lines(kind: str, problems: Iterable[Problem], limit: int) -> list[st
             lines.append(f"{kind}: {problem}")
     for remedy, count in shown_of.items():
         if limit and count > limit:
-            lines.append(f"{kind}: ... and {count - limit} more files: {remedy}")
+            lines.append(f"{kind}: ... and {counted(count - limit, 'more file')}: {remedy}")
     return lines
 
 

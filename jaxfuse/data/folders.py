@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxfuse.config import SourceConfig
+from jaxfuse.config import SourceConfig, counted
 from jaxfuse.data.builders.classes import read_classes
 from jaxfuse.data.images import (
     EXTENSIONS,
@@ -349,12 +349,13 @@ def open_folders(
         raise found.errors[0]
     if found.missing:
         count = len(found.missing)
-        value = f"{count} stems without an infrared and a visible file: "
+        value = f"{counted(count, 'stem')} without an infrared and a visible file: "
         remedy = "remove them from the split, or add the files"
         raise FileError(split, value + _some(found.missing, count), remedy)
     if found.unpaired and not split:
         count = len(found.unpaired)
-        value = f"{count} files without a partner: " + _some(map(str, found.unpaired), count)
+        value = f"{counted(count, 'file')} without a partner: "
+        value += _some(map(str, found.unpaired), count)
         remedy = "stems must be equal in both folders: rename, add or remove files"
         raise FileError(root or f"{infrared}, {visible}", value, remedy)
     for listing in (found.infrared, found.visible, found.labels, found.boxes):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data import images
 from jaxfuse.data.builders.base import Time, time_at
 from jaxfuse.data.builders.classes import (
@@ -108,8 +109,9 @@ def check_apart(train: Pairs, test: Pairs) -> None:
     if both:
         first = (*files_of(test, both[0])[:1], test.stem(both[0]))[0]
         raise PlanError(
-            f"{first}: is in both parts, as {len(both)} pairs are: a network is judged on pictures "
-            "it has not learned from; give other splits, or another seed of made-up scenes"
+            f"{first}: is in both parts, in all {counted(len(both), 'pair')}: a network is judged "
+            "on pictures it has not learned from; give other splits, or another seed of made-up "
+            "scenes"
         )
 
 

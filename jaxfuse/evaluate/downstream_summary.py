@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.base import Time
 from jaxfuse.data.images import write_bytes
 from jaxfuse.evaluate.downstream import Judged
@@ -176,7 +177,7 @@ def lines(found: Judged) -> list[tuple[Any, ...]]:
 def significance(found: Judged) -> str:
     """How many images and seeds stand behind the numbers, and what a star means."""
     images, seeds = len(found.stems), len(found.seeds)
-    behind = f"{images} images, {seeds} seeds"
+    behind = f"{counted(images, 'image')}, {counted(seeds, 'seed')}"
     if images == 1:
         return f"{behind}: one image has no interval"
     over = "images and seeds" if seeds > 1 else "images; other trainings are not covered"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.evaluate.plan import BASELINES
 from jaxfuse.evaluate.results import Evaluation, Scores, csv_text, plain
 from jaxfuse.metrics import statistics
@@ -134,7 +135,8 @@ def markdown(found: Evaluation, said: dict[str, Summary]) -> str:
     lines = []
     for scores in found.datasets:
         of_set = said[scores.name]
-        lines += [f"{scores.name}, {len(scores.stems)} pairs; {significance(found, scores)}", ""]
+        pairs = counted(len(scores.stems), "pair")
+        lines += [f"{scores.name}, {pairs}; {significance(found, scores)}", ""]
         lines.append("| " + " | ".join(["method", *heads, "rank"]) + " |")
         lines.append("|" + "---|" * (len(heads) + 2))
         for method in found.methods:
@@ -157,8 +159,8 @@ def significance(found: Evaluation, scores: Scores) -> str:
     least = others * 2.0 ** (1 - len(scores.stems))
     if least >= LEVEL:
         return (
-            f"{len(scores.stems)} pairs cannot show a difference: their smallest p, after Holm "
-            f"over {others} rows, is {min(least, 1.0):.2g}"
+            f"{counted(len(scores.stems), 'pair')} cannot show a difference: the smallest p, after "
+            f"Holm over {counted(others, 'row')}, is {min(least, 1.0):.2g}"
         )
     return f"* differs from {found.reference}: paired Wilcoxon, Holm over all other rows, 5 %"
 
@@ -239,8 +241,8 @@ def text_tables(found: Evaluation, said: dict[str, Summary]) -> list[Any]:
     for scores in found.datasets:
         of_set = said[scores.name]
         table = Table(
-            title=f"{escape(scores.name)}: {len(scores.stems)} pairs, {_place(found, scores)}"
-            f"convention {found.settings.get('convention')}",
+            title=f"{escape(scores.name)}: {counted(len(scores.stems), 'pair')}, "
+            f"{_place(found, scores)}convention {found.settings.get('convention')}",
             title_justify="left",
             caption=f"{escape(significance(found, scores))}. "
             f"Rank: mean over {len(of_set.ranked_on)} metrics{escape(_ranked_last(of_set))}.",

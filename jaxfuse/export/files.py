@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxfuse import __version__
+from jaxfuse.config import counted
 from jaxfuse.data.pairs import Pairs
 from jaxfuse.export import graph, stablehlo
 from jaxfuse.export.program import (
@@ -85,8 +86,9 @@ class Written:
         real = sum(one.name != MADE_UP_NAME for one in self.compared)
         return [
             *lines,
-            f"run in {'onnxruntime' if onnx else 'JAX'} on {len(self.compared)} pairs, {real} of "
-            f"them real; largest difference {worst.difference:.1e} ({worst.name}, "
+            f"run in {'onnxruntime' if onnx else 'JAX'} on "
+            f"{counted(len(self.compared), 'pair')}, {real} of them real; largest "
+            f"difference {worst.difference:.1e} ({worst.name}, "
             f"{worst.shape[1]} x {worst.shape[2]}), {self.limit:g} is allowed",
         ]
 
@@ -201,8 +203,8 @@ def _chosen(path: Path, settings: Settings, pairs: Pairs | None, most: int) -> l
     fitting = [i for i in range(len(pairs)) if settings.takes((batch, *pairs.size(i)))]
     if not fitting:
         raise ExportError(
-            f"{path}: none of the {len(pairs)} pairs to compare on fits ({settings.sizes()}): give "
-            "other pairs, or leave the sizes open"
+            f"{path}: {counted(len(pairs), 'pair')} to compare on, none fits ({settings.sizes()}): "
+            "give other pairs, or leave the sizes open"
         )
     count = len(fitting)
     return [fitting[i * count // most] for i in range(most)] if 0 < most < count else fitting

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxfuse import distributed
-from jaxfuse.config import Experiment
+from jaxfuse.config import Experiment, counted
 from jaxfuse.plan import predict, programs
 from jaxfuse.plan.chips import Slice
 from jaxfuse.plan.programs import TooLarge, Work
@@ -45,7 +45,8 @@ def make(
 
     def compile_one(name: str, batch: int) -> Work | TooLarge:
         number = f"{len(compiled) + 1} of {'at most ' * search}{most}"
-        say(f"compiling {name} for {where.name}, {batch} pairs on each chip ({number}) ...")
+        pairs = counted(batch, "pair")
+        say(f"compiling {name} for {where.name}, {pairs} on each chip ({number}) ...")
         found = programs.compile_step(experiment, name, mesh, batch)
         compiled.append(found.compile_seconds)
         return found
@@ -124,8 +125,9 @@ def _without_stage(found: Work | TooLarge) -> dict[str, Any]:
 def lines(plan: dict[str, Any]) -> list[str]:
     """The plan for the eye."""
     text = [
-        f"{plan['experiment']} on {plan['topology']}: {plan['chips']} chips, "
-        f"{plan['batch_per_chip']} pairs on each, {plan['batch']} a step, {plan['compute_dtype']}"
+        f"{plan['experiment']} on {plan['topology']}: {counted(plan['chips'], 'chip')}, "
+        f"{counted(plan['batch_per_chip'], 'pair')} on each, {plan['batch']} a step, "
+        f"{plan['compute_dtype']}"
     ]
     if plan["fsdp"] > 1:
         text[0] += f", parameters split over {plan['fsdp']}"
@@ -133,10 +135,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         text += ["", f"stage {row['stage']}, on each chip"]
         text += [f"  {name:<16}{value}" for name, value in _facts(row, plan)]
     text += ["", *plan["notes"]]
-    text.append(
-        f"{plan['compilations']} compilation{'s' * (plan['compilations'] != 1)}, "
-        f"{plan['compile_seconds']:.0f} s."
-    )
+    text.append(f"{counted(plan['compilations'], 'compilation')}, {plan['compile_seconds']:.0f} s.")
     return text
 
 
@@ -193,9 +192,10 @@ def _facts(row: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _largest(found: dict[str, int]) -> str:
     if not found["batch"]:
-        return f"none found: {found['too_large']} pairs a chip do not fit"
-    beyond = f"{found['too_large']} do not fit" if found["too_large"] else "more was not tried"
-    return f"{found['batch']} pairs a chip ({beyond}; {found['compilations']} more compilations)"
+        return f"none found; too large: {counted(found['too_large'], 'pair')} a chip"
+    beyond = f"too large: {found['too_large']}" if found["too_large"] else "more was not tried"
+    more = counted(found["compilations"], "more compilation")
+    return f"{counted(found['batch'], 'pair')} a chip ({beyond}; {more})"
 
 
 def size(amount: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfuse import __version__
-from jaxfuse.config import UserError
+from jaxfuse.config import UserError, counted
 from jaxfuse.data.images import write_bytes
 from jaxfuse.evaluate import results, summary
 from jaxfuse.evaluate.results import Evaluation
@@ -106,7 +106,7 @@ def _add_segmentation(
 
 def _add(data: dict[str, Any], found: Evaluation) -> None:
     """Fills in what the evaluation says."""
-    sets = ", ".join(f"{s.name} ({len(s.stems)} pairs)" for s in found.datasets)
+    sets = ", ".join(f"{s.name} ({counted(len(s.stems), 'pair')})" for s in found.datasets)
     convention = found.settings.get("convention", "")
     data["about"] = f"{found.date[:10]} · {sets} · convention {convention}"
     data["metrics"] = [vars(row) for row in found.metrics]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxfuse.config import counted
 from jaxfuse.data import images
 from jaxfuse.evaluate import downstream_summary
 from jaxfuse.evaluate.results import ResultsError
@@ -81,13 +82,13 @@ def _told(tree: dict[str, Any]) -> Judged:
         "times": list(next(iter(summary.values()))),
         "summary": summary,
         "remarks": list(tree["remarks"]),
-        "note": f"{count} test images, {seeds} training{'s' * (seeds > 1)} of each row.",
+        "note": f"{counted(count, 'test image')}, {counted(seeds, 'training')} of each row.",
         "stems": [image["stem"] for image in tree["images"]],
         "panels": [],
         "panels_note": "",
     }
     told = {key: tree[key] for key in ("settings", "remarks", "seeds", "reference", "date")}
-    about = f"{tree['date'][:10]} · {count} test images · {len(classes)} classes"
+    about = f"{tree['date'][:10]} · {counted(count, 'test image')} · {len(classes)} classes"
     text = json.dumps(told, indent=2, ensure_ascii=False)
     return Judged(
         segmentation,

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data import images
 from jaxfuse.evaluate.results import Evaluation, Scores
 
@@ -46,7 +47,7 @@ def encode(found: Evaluation, folder: Path, budget: int, first: int = 0) -> Show
     there = [number for number, job in enumerate(every) if job[2].exists()]
     jobs = [every[number] for number in there]
     gone = [job[2] for job in every if not job[2].exists()]
-    lost = f" {len(gone)} pictures are gone, such as {gone[0]}." if gone else ""
+    lost = f" Gone: {counted(len(gone), 'picture')}, such as {gone[0]}." if gone else ""
     if not jobs:
         return Shown([], {scores.name: {} for scores in found.datasets}, lost.strip())
     sample = jobs[:: max(1, len(jobs) // _SAMPLE)]

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.boxes import read_voc
 from jaxfuse.data.builders.classes import ClassList, Coding, read_classes
 from jaxfuse.data.folders import read_boxes, require_equal_sizes
@@ -154,7 +155,9 @@ def overlaps(
         both = sorted(set(stems) & set(others))
         if both:
             more = f" and {len(both) - NAMED} more" if len(both) > NAMED else ""
-            value = f"{len(both)} stems are in {files[first]} as well: {', '.join(both[:NAMED])}"
+            value = (
+                f"{counted(len(both), 'stem')} in {files[first]} as well: {', '.join(both[:NAMED])}"
+            )
             remedy = "keep each stem in one list: a pair is learned from or judged, not both"
             found.append(FileError(files[second], value + more, remedy))
     return found

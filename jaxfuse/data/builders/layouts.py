@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, counted
 from jaxfuse.data.builders import m3fd
 from jaxfuse.data.builders.base import Dataset, Entry, Found, Lack, overlaps, time_of
 from jaxfuse.data.builders.classes import FMB, MFNET, MSRS
@@ -101,7 +101,7 @@ def _mfnet_splits(start: Path, images: Path) -> Found:
     listed = set().union(*lists.values())
     unlisted = [s for s in image_files if s not in listed and not s.endswith("_flip")]
     if unlisted:
-        notes.append(f"{images}: {len(unlisted)} images in no list, e.g. {unlisted[0]}")
+        notes.append(f"{images}: {counted(len(unlisted), 'image')} in no list, e.g. {unlisted[0]}")
     return Found(start, splits, lacking, tuple(errors), tuple(notes))
 
 
@@ -138,7 +138,7 @@ def _find_tno(root: Path) -> Found:
         else:
             notes.append(
                 f"{folder}: {len(infrared)} infrared and {len(visible)} visible among "
-                f"{len(files)} pictures: no pair"
+                f"{counted(len(files), 'picture')}: no pair"
             )
     if not entries:
         raise refused or unrecognised(root, TNO_LAYOUT)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.base import Entry, Found, Lack, overlaps
 from jaxfuse.data.builders.places import WHOLE, Part, find_parts, first_below
 from jaxfuse.data.folders import parse_split
@@ -79,7 +80,7 @@ def _by_blocks(found: Found, notes: tuple[str, ...]) -> Found:
             splits[chosen].append(entry)
         else:
             guards += 1
-    beside = (f"{guards} pairs beside validation blocks are in no split",) if guards else ()
+    beside = (f"{counted(guards, 'pair')} beside validation blocks in no split",) if guards else ()
     return Found(
         found.root,
         {name: tuple(entries) for name, entries in splits.items()},
@@ -103,7 +104,7 @@ def _by_lists(
         notes.append(f"split by {' and '.join(dict.fromkeys(map(str, files.values())))}")
     unlisted = sorted(pairs.keys() - listed)
     if lists and unlisted:
-        notes.append(f"{len(unlisted)} pairs are in no list, e.g. {unlisted[0]}")
+        notes.append(f"{counted(len(unlisted), 'pair')} in no list, e.g. {unlisted[0]}")
     return Found(
         found.root,
         {

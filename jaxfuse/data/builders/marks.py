@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.places import subfolders
 from jaxfuse.data.headers import FileError
 from jaxfuse.data.images import write_bytes
@@ -155,5 +156,5 @@ def verify(root: Path, threads: int = 4) -> tuple[list[str], list[FileError]]:
             wrong.append(FileError(path, "is missing or not as it was written", remedy))
     for split, part in complete["splits"].items():
         count = len(part["shards"])
-        said.append(f"  {split}: {part['pairs']} pairs in {count} shard{'s' * (count > 1)}")
+        said.append(f"  {split}: {counted(part['pairs'], 'pair')} in {counted(count, 'shard')}")
     return said, wrong

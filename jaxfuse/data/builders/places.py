@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.base import Entry, Found, Lack, time_of
 from jaxfuse.data.folders import Listing, list_files
 from jaxfuse.data.headers import FileError
@@ -248,9 +249,7 @@ def _collect(start: Path, parts: Mapping[str, Part]) -> Found:
         errors += doubled
         for listing in (visible, infrared, labels, boxes):
             if listing is not None and listing.unknown:
+                others = counted(len(listing.unknown), "file")
                 first = listing.unknown[0].name
-                notes.append(
-                    f"{listing.folder}: {len(listing.unknown)} files of other kinds are not read, "
-                    f"e.g. {first}"
-                )
+                notes.append(f"{listing.folder}: not read: {others} of other kinds, e.g. {first}")
     return Found(start, splits, lacking, tuple(errors), tuple(notes))

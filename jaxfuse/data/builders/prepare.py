@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, counted
 from jaxfuse.data.builders.base import Dataset
 from jaxfuse.data.builders.classes import ClassList, Coding
 from jaxfuse.data.builders.examples import Form
@@ -71,7 +71,8 @@ class Prepared:
             return f"{self.folder}: complete already ({counts} pairs); nothing was written"
         lines = [
             f"{self.folder}: {counts} pairs, {self.bytes / 2**20:.1f} MiB in "
-            f"{self.written + self.kept} shards ({self.written} written, {self.kept} kept)"
+            f"{counted(self.written + self.kept, 'shard')} "
+            f"({self.written} written, {self.kept} kept)"
         ]
         if self.rounded:
             lines.append(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.data.builders.base import (
     NAMED,
     Dataset,
@@ -60,8 +61,8 @@ class Soundness:
         counts = ", ".join(f"{name} {len(part)}" for name, part in self.found.splits.items())
         lines = [
             f"{self.dataset.name} in {self.found.root}: {counts or 'no'} pairs; "
-            f"{len(self.errors)} errors, {len(self.incomplete)} incomplete, "
-            f"{len(self.warnings)} warnings"
+            f"{counted(len(self.errors), 'error')}, {len(self.incomplete)} incomplete, "
+            f"{counted(len(self.warnings), 'warning')}"
         ]
         limit_of = {"labels": 256, "boxes": 256, "time of day": 3, "sizes (height x width)": 5}
         for name, counter, unit in (
@@ -134,7 +135,9 @@ def chosen_by_lists(found: Found, lists: Mapping[str, str]) -> Found:
             raise problems[0]
         absent = [stem for stem in stems if stem not in pool]
         if absent:
-            value = f"{len(absent)} stems without a whole pair: {', '.join(absent[:NAMED])}"
+            value = (
+                f"{counted(len(absent), 'stem')} without a whole pair: {', '.join(absent[:NAMED])}"
+            )
             raise FileError(path, value, "remove them from the list, or add the files")
         splits[name], named[name] = tuple(pool[stem] for stem in stems), stems
     if shared := overlaps(named, lists):
@@ -221,9 +224,9 @@ def missing(dataset: Dataset, found: Found) -> list[Problem]:
             more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
             named = f"; not whole: {first}{more}"
         wanted = (
-            f"expected {expected} pairs in {split}, found {there}"
+            f"expected {counted(expected, 'pair')} in {split}, found {there}"
             if expected
-            else (f"{there} whole pairs in {split}")
+            else (f"{counted(there, 'whole pair')} in {split}")
         )
         remedy = "unpack the whole download again, or prepare what is there (--allow-incomplete)"
         if expected and there > expected:

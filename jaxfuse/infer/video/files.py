@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 import av
 import numpy as np
 
-from jaxfuse.config import UserError
+from jaxfuse.config import UserError, counted
 from jaxfuse.config.errors import require
 from jaxfuse.data import images
 from jaxfuse.data.images import FileError
@@ -295,8 +295,8 @@ class _Job:
         for reader in (self._visible, self._infrared):
             if reader.unmoved:
                 self.notes.append(
-                    f"{reader.path}: {reader.unmoved} frames were no later than the one before: "
-                    "each was moved by a tick"
+                    f"{reader.path}: {counted(reader.unmoved, 'frame')} no later than the one "
+                    "before: each was moved by a tick"
                 )
             if reader.widest > max(1, 10 / reader.rate):
                 self.notes.append(
@@ -335,7 +335,7 @@ def _finish(
         if failure is not None:
             raise failure
         raise VideoError(f"{out}: stopped before the first frame")
-    frames = f"{job.done} frame{'s' * (job.done != 1)}"
+    frames = counted(job.done, "frame")
     kept = f"fused until then: {frames}, in {partial}"
     if isinstance(failure, UserError):
         raise VideoError(f"{failure}; {kept}") from failure

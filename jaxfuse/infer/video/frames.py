@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxfuse.config import counted
 from jaxfuse.infer.levels import Levels, program
 from jaxfuse.infer.predict import Fuser, ImageError, Way, chosen
 from jaxfuse.shapes import Array
@@ -132,8 +133,8 @@ def fuse_frames(
                 if "zip()" not in str(error):
                     raise
                 raise ImageError(
-                    f"after {number} pairs one kind of frames ends, the other goes on: give as "
-                    "many of both"
+                    f"after {counted(number, 'pair')} one kind of frames ends, the other goes on: "
+                    "give as many of both"
                 ) from None
             number += 1
             visible, infrared = _checked(visible, infrared, number)
