@@ -164,6 +164,7 @@ def downstream(
         f"--seeds {seeds} --taught {' '.join(names)}",
         "machine": machine.hardware(),
         "versions": versions,
+        "weights": shipped(),
         "scenes": {"train": scenes.scenes, "test": unseen.scenes, "sensor": scenes.sensor},
         "segmenter": plan.segmenter,
         "steps": steps,
@@ -182,7 +183,7 @@ def downstream_lines(result: dict[str, Any]) -> list[str]:
             cells[2] = f"{100 * d['value']:+.2f}"
             if "low" in d:
                 cells[2] += f" ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
-                cells[3] = f"{d['p']:.2f}"
+                cells[3] = f"{d['p']:.2g}"
         table.append("| " + " | ".join(cells) + " |")
     return table
 
