@@ -26,6 +26,22 @@ SETS = ("roadscene_val", "msrs_val", "tno")
 """
 
 
+def _as_it_is(fused: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    return fused.clip(0.0, 1.0)
+
+
+def _colored_and_stretched(fused: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """SeAFusion's script adds the visible image's colours, takes the picture's own darkest and
+    brightest level for 0 and 255, and cuts off what follows the point; luma of that.
+    """
+    from jaxfuse.ops import color
+
+    rgb = np.asarray(color.replace_luma(visible, fused[:, :, None], "clip"))
+    low, high = rgb.min(), rgb.max()
+    levels = np.floor(255.0 * (rgb - low) / (high - low if high > low else 1.0))
+    return np.asarray(color.luma((levels / 255.0).astype(np.float32)))[:, :, 0]
+
+
 class Rival(NamedTuple):
     """Where a checkout has what is needed."""
 
@@ -35,6 +51,9 @@ class Rival(NamedTuple):
     fuse: Callable[[Any, Any, Any], Any]
     """(network, visible, infrared (1, 1, h, w) in [0, 1]) -> fused (h, w), as its test script makes
     it."""
+    picture: Callable[[np.ndarray, np.ndarray], np.ndarray] = _as_it_is
+    """(fused (h, w), visible (h, w, 3) in [0, 1]) -> (h, w) in [0, 1]: gray of what its test script
+    writes."""
 
 
 RIVALS = {
@@ -43,6 +62,7 @@ RIVALS = {
         "model/Fusion/fusionmodel_final.pth",
         lambda code: code.FusionNet(output=1),
         lambda network, visible, infrared: network(visible, infrared)[0, 0],
+        _colored_and_stretched,
     ),
     "IFCNN": Rival(
         "Code/model.py",
@@ -194,7 +214,8 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
             pair = pairs[i]
             luma = np.asarray(color.luma(pair.visible))[:, :, 0]
             for name, fuse in networks.items():
-                image = np.clip(fuse(luma, pair.infrared[:, :, 0]), 0.0, 1.0)
+                fused = fuse(luma, pair.infrared[:, :, 0])
+                image = RIVALS[name].picture(fused, np.asarray(pair.visible))
                 path = out / which / name / f"{pair.stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8)):

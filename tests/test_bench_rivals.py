@@ -73,8 +73,25 @@ def test_each_is_called_as_its_own_script_does(checkouts: Path) -> None:
     for name, image in expected.items():
         found = rivals.network(checkouts, name)(visible, infrared)
         np.testing.assert_allclose(found, image, atol=1e-6)
+        visible_rgb = np.stack([visible, visible / 2, visible / 4], -1)
+        if name != "SeAFusion":
+            np.testing.assert_array_equal(rivals.RIVALS[name].picture(found, visible_rgb), found)
     told = rivals.facts(checkouts)
     assert set(told["IFCNN"]) == {"network", "weights"} and set(told["SeAFusion"]) == {"network"}
+
+
+def test_seafusions_picture_is_gray_of_the_stretched_colours_that_its_script_writes() -> None:
+    """What its script does, number for number."""
+    fused, rgb = np.array([[0.5, 0.25]], np.float32), np.zeros((1, 2, 3), np.float32)
+    rgb[0, 0] = 0.2, 0.1, 0.1
+    moved = 0.5 - (0.299 * 0.2 + 0.701 * 0.1)  # colours move with their luma
+    levels = np.array([0.2 + moved, 0.1 + moved, 0.1 + moved])
+    red, green, blue = np.floor(255 * (levels - 0.25) / (levels.max() - 0.25))
+    expected = 0.299 * red + 0.587 * green + 0.114 * blue
+    found = rivals.RIVALS["SeAFusion"].picture(fused, rgb)
+    np.testing.assert_allclose(255 * found, [[expected, 0.0]], atol=1e-3)
+    flat = rivals.RIVALS["SeAFusion"].picture(np.full((2, 2), 0.5, np.float32), np.ones((2, 2, 1)))
+    np.testing.assert_array_equal(flat, 0.0)
 
 
 def test_nothing_stands_in_afterwards(checkouts: Path) -> None:
