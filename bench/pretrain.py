@@ -1,6 +1,6 @@
 """Makes the packaged weights again: `python -m bench.pretrain crossfuse lite score --data DATA`.
 
-Trains a preset in WORK/NAME (continuing what is there) and puts the result into jaxfuse/pretrained
+Trains presets in WORK/PRESET (continuing what is there) and puts the result into jaxfuse/pretrained
 with its checksum; `score` judges all that is there, `rims` how dark it gets beside what is hot;
 `downstream` teaches them on by SSVIF and asks whether segmentation gains. DATA is the folder that
 holds roadscene, msrs, tno and splits; training reads the training splits only.
@@ -34,12 +34,12 @@ SIDE, SQUARE, VISIBLE, HOT, COLD = 160, 40, 128, 230, (0, 30)
 DISTANCES = (48, 24, 16, 8, 5, 4, 3, 2, 1)
 """Pixels from the square, where the level of what is dark in the infrared is read."""
 PRESETS = {
-    "crossfuse": "packaged_crossfuse",
-    "crossfuse_published": "packaged_crossfuse_published",
-    "lite": "packaged_lite",
-    "lite_taught": "packaged_lite_taught",
+    "crossfuse": ("packaged_crossfuse",),
+    "crossfuse_published": ("packaged_crossfuse_published",),
+    "lite": ("packaged_lite", "packaged_lite_contrast"),
+    "lite_taught": ("packaged_lite_taught",),
 }
-"""What can be trained -> its preset; the weights bear the network's name."""
+"""What can be trained -> its presets, one after the other; the weights bear the network's name."""
 TAUGHT: dict[str, dict[str, dict[str, Any]]] = {
     "lite": {},
     "crossfuse": {
@@ -53,10 +53,11 @@ KEPT_AS = {"crossfuse": "float16"}
 """What parameters are stored as, where it is not float32."""
 
 
-def train(experiment: Any, data: Path, run: Path) -> Path:
+def train(experiment: Any, data: Path, run: Path, runs: Sequence[Path] = ()) -> Path:
     """The run folder of a finished training, with the commit it began with in `commit_of`.
 
-    Presets name their sets as seen from where data/ is, and so do the weights, whatever DATA is.
+    Presets name their sets as seen from where data/ is, and earlier runs as seen from where runs/
+    is; so do the weights, whatever DATA is. runs: those that may be begun with.
     """
     from jaxfuse.train import loop
 
@@ -67,6 +68,9 @@ def train(experiment: Any, data: Path, run: Path) -> Path:
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="jaxfuse-pretrain-") as place:
         (Path(place) / "data").symlink_to(data)
+        (Path(place) / "runs").mkdir()
+        for earlier in runs:
+            (Path(place) / "runs" / earlier.name).symlink_to(earlier)
         os.chdir(place)
         try:
             outcome = loop.run(experiment, run)
@@ -82,25 +86,38 @@ def commit_of(run: Path) -> Path:
     return run.with_name(f"{run.name}.commit")
 
 
-def put(run: Path) -> Path:
-    """The weights of a run into the package, under the network's name.
+def train_all(name: str, data: Path, work: Path) -> list[Path]:
+    """The run folders of what `PRESETS` says, WORK/PRESET, each where it is finished."""
+    from jaxfuse import experiments
 
-    Raises BenchError where the run began with changes that no commit holds.
+    runs: list[Path] = []
+    for preset in PRESETS[name]:
+        runs.append(train(experiments.find(preset), data, work / preset, runs))
+    return runs
+
+
+def put(runs: Sequence[Path]) -> Path:
+    """The weights of the last run into the package, under the network's name.
+
+    Raises BenchError where a run began with changes that no commit holds.
     """
     from jaxfuse import weights
 
-    commit = commit_of(run).read_text(encoding="utf8")
-    if commit.endswith("+"):
-        raise BenchError(
-            f"{run}: began with changes that no commit holds ({commit}): commit them and train in "
-            "another folder, so that whoever asks can make the same weights"
-        )
+    commits = [commit_of(run).read_text(encoding="utf8") for run in runs]
+    for run, commit in zip(runs, commits, strict=True):
+        if commit.endswith("+"):
+            raise BenchError(
+                f"{run}: began with changes that no commit holds ({commit}): commit them and train "
+                "in another folder, so that whoever asks can make the same weights"
+            )
+    run, commit = runs[-1], commits[-1]
     read = weights.load_weights(run)
     name = read.name
     about = {
         **read.metadata,
         "data": "the training splits of RoadScene (149 pairs) and MSRS (121 pairs)",
         "commit": commit,
+        **({"began_with": f"{runs[-2].name} of commit {commits[-2]}"} if runs[1:] else {}),
         "jax": machine.versions()["jax"],
     }
     path = PRETRAINED / f"{name}.safetensors"
@@ -256,6 +273,7 @@ def score(
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
     summary = json.loads((work / "scores" / "summary.json").read_text(encoding="utf8"))
+    told = pictures / rivals.FACTS if pictures else None
     return {
         "format": FORMAT,
         "command": command_of("score --data DATA --pictures PICTURES", also),
@@ -267,6 +285,7 @@ def score(
         },
         "weights": shipped(),
         "also": origins(also),
+        "rivals": json.loads(told.read_text(encoding="utf8")) if told and told.exists() else {},
         "pairs": {
             name: next(iter(next(iter(of["cells"].values())).values()))["count"]
             for name, of in summary["datasets"].items()
@@ -298,6 +317,8 @@ def with_rows_of_others(result: dict[str, Any], before: dict[str, Any]) -> dict[
             if row in rivals.RIVALS and row not in rows:
                 rows[row] = cells
                 carried.add(row)
+                if row in before.get("rivals", {}):
+                    result.setdefault("rivals", {})[row] = before["rivals"][row]
     if carried:
         result["carried"] = {row: before["versions"]["commit"] for row in sorted(carried)}
     return result
@@ -412,7 +433,7 @@ def main(words: Sequence[str] | None = None) -> int:
         help="downstream: segmentation networks of each row (default: 3)",
     )
     given = parse.parse_args(words)
-    from jaxfuse import experiments, weights
+    from jaxfuse import weights
     from jaxfuse.config import UserError
 
     data, work = given.data.resolve(), given.work.resolve()
@@ -424,7 +445,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         for name in given.names:
             if name in PRESETS:
-                print(put(train(experiments.find(PRESETS[name]), data, work / name)))
+                print(put(train_all(name, data, work)))
         if "score" in given.names:
             pictures = given.pictures and given.pictures.resolve()
             result = score(data, work / "scores", pictures, given.also)

@@ -1,9 +1,9 @@
-"""The packaged weights `lite`: RoadScene and MSRS, day and night, on two CPU cores in minutes.
+"""The packaged weights `lite`, first part: RoadScene and MSRS, day and night, two cores, minutes.
 
 Run it where data/ holds both sets and their splits (../shared of a checkout). The paper's gradient
 term, which compares magnitudes only, gives way to differences with their sign, and structure
 counts besides. Differences weigh less than in `packaged_crossfuse`: a network that sees as far as
-this one spends their excess on wide dark rims around what is hot.
+this one spends their excess on wide dark rims around what is hot. `packaged_lite_contrast` goes on.
 """
 
 from jaxfuse.config import (

@@ -1,9 +1,7 @@
 """The packaged `lite`, taught on by the packaged `crossfuse`, whose pictures it imitates besides.
 
-Run it where data/ holds both sets and their splits (../shared of a checkout). The paper's gradient
-term, which compares magnitudes only, gives way to differences with their sign, and structure
-counts besides. Differences weigh less than in `packaged_crossfuse`: a network that sees as far as
-this one spends their excess on wide dark rims around what is hot.
+Run it where data/ holds both sets and their splits (../shared of a checkout). The rest of the loss
+is that of `packaged_lite_contrast`.
 """
 
 from jaxfuse.config import (
@@ -31,8 +29,9 @@ def get() -> Experiment:
             clip_norm=1.0,
             flips=True,
             gradient_weight=0.0,
-            difference_weight=8.0,
+            difference_weight=10.0,
             ssim_weight=0.3,
+            correlation_weight=0.06,
             teacher="crossfuse",
         ),
         data=DataConfig(

@@ -62,7 +62,10 @@ def test_weights_are_trained_put_and_summed(
     assert Path.cwd() == here
     path = tmp_path / "pretrained" / "tiny.safetensors"
     said = weights.load_weights(path).metadata
-    assert (said["commit"], said["step"], said["experiment"]) == ("1234567", "2", "packaged_lite")
+    assert said["experiment"] == "packaged_lite_contrast"
+    assert (said["commit"], said["step"]) == ("1234567", "2")
+    assert said["began_with"] == "packaged_lite of commit 1234567"
+    assert '"start": "runs/packaged_lite"' in said["config"]
     assert str(tmp_path) not in said["config"] and '"root": "data/roadscene"' in said["config"]
     (line,) = (tmp_path / "pretrained" / weights.SUMS).read_text(encoding="utf8").splitlines()
     assert line == f"{weights._digest(path, 0)}  tiny.safetensors"

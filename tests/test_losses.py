@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxfuse import metrics
 from jaxfuse.losses import decomposition, fusion, structure
 from jaxfuse.ops import filters
 
@@ -75,6 +76,17 @@ def oracle_strongest_difference(visible, infrared, fused) -> float:
     return total
 
 
+def oracle_unexplained_differences(visible, infrared, fused) -> float:
+    found = []
+    for v, i, f in zip(visible, infrared, fused, strict=True):
+        correlations = []
+        for x, y in ((f - i, v), (f - v, i)):
+            covariance = np.mean((x - x.mean()) * (y - y.mean()))
+            correlations.append(covariance / np.sqrt((x.var() + 1e-4) * (y.var() + 1e-4)))
+        found.append(2.0 - sum(correlations))
+    return float(np.mean(found))
+
+
 def oracle_imitation(teacher, fused) -> float:
     sizes = [
         np.abs(gx) + np.abs(gy)
@@ -130,8 +142,8 @@ class Loss(NamedTuple):
     """Its value where all arguments are equal."""
 
 
-def of_images(function: Callable, oracle: Callable, count: int) -> Loss:
-    return Loss(function, oracle, [image(seed) for seed in range(count)], 0.0)
+def of_images(function: Callable, oracle: Callable, count: int, agreed: float = 0.0) -> Loss:
+    return Loss(function, oracle, [image(seed) for seed in range(count)], agreed)
 
 
 def of_features(function: Callable, oracle: Callable, count: int, agreed: float) -> Loss:
@@ -142,6 +154,9 @@ LOSSES = {
     "maximum_intensity": of_images(fusion.maximum_intensity, oracle_maximum_intensity, 3),
     "maximum_gradient": of_images(fusion.maximum_gradient, oracle_maximum_gradient, 3),
     "strongest_difference": of_images(fusion.strongest_difference, oracle_strongest_difference, 3),
+    "unexplained_differences": of_images(
+        fusion.unexplained_differences, oracle_unexplained_differences, 3, 2.0
+    ),
     "imitation": of_images(fusion.imitation, oracle_imitation, 2),
     "both_dissimilarities": of_images(
         structure.both_dissimilarities, oracle_both_dissimilarities, 3
@@ -211,6 +226,16 @@ def test_a_checkerboard_satisfies_magnitudes_but_not_differences():
     np.testing.assert_allclose(plain[inside], dithered[inside], atol=1e-5)
     smooth = fusion.strongest_difference(visible, infrared, infrared)
     assert float(fusion.strongest_difference(visible, infrared, infrared + board)) > smooth + 0.3
+
+
+def test_unexplained_differences_are_what_scd_lacks():
+    """An average, in which half of either image stays, of images with some contrast."""
+    visible, infrared = (jnp.asarray(image(seed)[:1]) for seed in (0, 1))
+    for fused in ((visible + infrared) / 2, jnp.maximum(visible, infrared)):
+        gray = [255.0 * np.asarray(x[..., 0]) for x in (fused, visible, infrared)]
+        scd = float(metrics.score(*gray, "zoo", ["SCD"])["SCD"][0])
+        found = float(fusion.unexplained_differences(visible, infrared, fused))
+        assert found == pytest.approx(2.0 - scd, abs=5e-3)
 
 
 def test_correlation_of_known_features():

@@ -407,6 +407,14 @@ def test_structure_of_both_images_may_count_too():
     assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["ssim"], rel=1e-6)
 
 
+def test_what_fusion_adds_may_have_to_come_from_the_other_image():
+    model = models.create("lite")
+    plain = objective_metrics(model, FUSE_ONLY)
+    found = objective_metrics(model, dataclasses.replace(FUSE_ONLY, correlation_weight=0.5))
+    assert "correlation" not in plain and 0 < found["correlation"] < 4
+    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["correlation"], rel=1e-6)
+
+
 # What is done to a batch.
 
 

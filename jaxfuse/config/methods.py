@@ -42,6 +42,9 @@ class CrossFuseConfig:
     and the other has edges."""
     ssim_weight: float = 0.0
     """Of (1 - SSIM(Y, F)) + (1 - SSIM(IR, F)), stage II; not in the paper, which has 0."""
+    correlation_weight: float = 0.0
+    """Of (1 - corr(F - IR, Y)) + (1 - corr(F - Y, IR)), stage II: what the fused image adds to one
+    image should come from the other. Not in the paper, which has 0."""
     teacher: str = ""
     """Weights file, run folder or name of packaged weights of a fusion network whose fused images
     stage II imitates as well; any network may learn from any other."""
@@ -49,7 +52,8 @@ class CrossFuseConfig:
     """Weight of that imitation; without a teacher there is none to weigh."""
 
     def __post_init__(self) -> None:
-        for field in ("gradient_weight", "difference_weight", "ssim_weight", "imitation"):
+        weights = ("gradient_weight", "difference_weight", "ssim_weight", "correlation_weight")
+        for field in (*weights, "imitation"):
             value = getattr(self, field)
             require(0 <= value < math.inf, f"method.{field}", value, "use 0 or a positive number")
         require(

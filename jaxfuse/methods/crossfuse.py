@@ -129,6 +129,10 @@ def fusion_objective(
             ssim = structure.both_dissimilarities(visible, infrared, fused.image)
             loss = loss + config.ssim_weight * ssim
             metrics |= {"ssim": ssim}
+        if config.correlation_weight > 0:
+            correlation = fusion.unexplained_differences(visible, infrared, fused.image)
+            loss = loss + config.correlation_weight * correlation
+            metrics |= {"correlation": correlation}
         if fused.parts.keys() >= set(PARTS):
             apart, low, high = decomposition.decomposition(
                 *(fused.parts[name] for name in PARTS), axis_name
