@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,10 @@ def _colored_and_stretched(fused: np.ndarray, visible: np.ndarray) -> np.ndarray
     low, high = rgb.min(), rgb.max()
     levels = np.floor(255.0 * (rgb - low) / (high - low if high > low else 1.0))
     return np.asarray(color.luma((levels / 255.0).astype(np.float32)))[:, :, 0]
+
+
+FACTS = "rivals.json"
+"""Beside the pictures: digests of the networks and weights that made them."""
 
 
 class Rival(NamedTuple):
@@ -196,7 +201,9 @@ def facts(rivals: Path) -> dict[str, Any]:
 
 
 def pictures(rivals: Path, data: Path, out: Path) -> None:
-    """Writes OUT/SET/NAME/STEM.png for the sets in `data`, by every rival that has weights."""
+    """Writes OUT/SET/NAME/STEM.png for the sets in `data`, by every rival that has weights, and
+    OUT/rivals.json, which versions these are.
+    """
     import cv2
 
     from jaxfuse.data.folders import open_folders
@@ -221,6 +228,8 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
                 if not cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8)):
                     raise BenchError(f"{path}: cannot be written: see to space and permissions")
         print(f"{which}: {len(pairs)} pairs", file=sys.stderr)
+    told = {name: of for name, of in facts(rivals).items() if name in networks}
+    (out / FACTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf8")
 
 
 def main(words: Sequence[str] | None = None) -> int:

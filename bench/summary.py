@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bench import pretrain
+from bench import pretrain, rivals
 from bench.realtime import IN_A_ROW
 
 Results = Mapping[str, dict[str, Any]]
@@ -16,7 +16,7 @@ Results = Mapping[str, dict[str, Any]]
 
 ASKED = "fuse", "step", "realtime", "video", "start"
 """Subjects whose goals are the package's."""
-BETTER = {"lite": ("IFCNN", "DATFuse", "crossfuse"), "crossfuse": ("IFCNN", "DATFuse")}
+BETTER = {"lite": (*rivals.RIVALS, "crossfuse"), "crossfuse": tuple(rivals.RIVALS)}
 """Packaged network -> whom it is compared with."""
 CHANGED = "depthwise", "dense", "fuse", "step", "windowed", "windows", "large", "realtime", "video"
 """Subjects that changes are measured by."""

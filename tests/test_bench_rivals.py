@@ -123,6 +123,10 @@ def test_pictures_of_every_set(checkouts: Path, tmp_path: Path) -> None:
     names = ("DATFuse", "IFCNN")
     validation = [f"{w}/{n}/2.png" for w in ("msrs_val", "roadscene_val") for n in names]
     assert made == sorted([*validation, *(f"tno/{n}/{s}.png" for n in names for s in "12")])
+    told = json.loads((tmp_path / "out" / rivals.FACTS).read_text(encoding="utf8"))
+    assert {name: set(of) for name, of in told.items()} == {
+        name: {"network", "weights"} for name in ("IFCNN", "DATFuse")
+    }
     fused = cv2.imread(str(tmp_path / "out" / "tno" / "DATFuse" / "1.png"), cv2.IMREAD_UNCHANGED)
     assert fused.shape == (8, 10) and np.all(fused == 50)
     asked = pretrain.protocol(data, tmp_path / "out")
@@ -161,15 +165,15 @@ def test_metrics_are_won_over_all_pairs_of_several_sets_together() -> None:
         "some_val": {"lite": {"EN": [4.0]}, "crossfuse": {"EN": [3.5]}, "IFCNN": {"EN": [5.0]}},
     }
     for rows in scores.values():
-        rows["DATFuse"] = {"EN": [0.0]}
+        rows["DATFuse"] = rows["SeAFusion"] = {"EN": [0.0]}
     pairs = {"few": 1, "many_val": 30, "some_val": 10}
     result = {"metrics": ["EN"], "scores": scores, "pairs": pairs}
     assert pretrain.metrics_won(result, ["few", "many_val"], "lite", "crossfuse") == []
     assert pretrain.metrics_won(result, ["few", "some_val"], "lite", "crossfuse") == ["EN"]
     head, _, *rows = summary.quality(result)
     assert head == "| | few | many_val | some_val | validation pairs together |"
-    assert rows[0] == "| `lite` better than IFCNN | 1 of 1 | 1 of 1 | 0 of 1 | 1 of 1 |"
-    assert rows[2] == "| `lite` better than crossfuse | 1 of 1 | 0 of 1 | 1 of 1 | 0 of 1 |"
+    assert rows[1] == "| `lite` better than IFCNN | 1 of 1 | 1 of 1 | 0 of 1 | 1 of 1 |"
+    assert rows[3] == "| `lite` better than crossfuse | 1 of 1 | 0 of 1 | 1 of 1 | 0 of 1 |"
 
 
 def test_rows_of_others_stay_where_nobody_elses_pictures_are_scored() -> None:
@@ -180,7 +184,10 @@ def test_rows_of_others_stay_where_nobody_elses_pictures_are_scored() -> None:
         "scores": {"tno": {"lite": {"EN": [1.0]}, "IFCNN": {"EN": [2.0]}, "odd": {"EN": [3.0]}}},
     }
     fresh = {**kinds, "versions": {"commit": "7654321"}, "scores": {"tno": {"lite": {"EN": [4.0]}}}}
+    before["rivals"] = {"IFCNN": {"weights": "0f"}}
+    fresh["rivals"] = {}
     kept = pretrain.with_rows_of_others(copy.deepcopy(fresh), before)
+    assert kept["rivals"] == {"IFCNN": {"weights": "0f"}}
     assert kept["scores"]["tno"] == {"lite": {"EN": [4.0]}, "IFCNN": {"EN": [2.0]}}
     assert kept["carried"] == {"IFCNN": "1234567"}
     other = {**copy.deepcopy(fresh), "pairs": {"tno": 16}}
