@@ -62,9 +62,6 @@ def train(experiment: Any, data: Path, run: Path, runs: Sequence[Path] = ()) -> 
     from jaxfuse.train import loop
 
     began = commit_of(run)
-    if not began.exists():
-        began.parent.mkdir(parents=True, exist_ok=True)
-        began.write_text(str(machine.versions()["commit"]), encoding="utf8")
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="jaxfuse-pretrain-") as place:
         (Path(place) / "data").symlink_to(data)
@@ -73,12 +70,31 @@ def train(experiment: Any, data: Path, run: Path, runs: Sequence[Path] = ()) -> 
             (Path(place) / "runs" / earlier.name).symlink_to(earlier)
         os.chdir(place)
         try:
+            of = _digests(experiment)
+            held = run.with_name(f"{run.name}.weights")
+            if not began.exists():
+                began.parent.mkdir(parents=True, exist_ok=True)
+                began.write_text(str(machine.versions()["commit"]), encoding="utf8")
+                held.write_text(of, encoding="utf8")
+            elif of != (held.read_text(encoding="utf8") if held.exists() else ""):
+                raise BenchError(
+                    f"{run}: began with other weights than now ({held.name}): remove it, or name "
+                    "another folder with --work"
+                )
             outcome = loop.run(experiment, run)
         finally:
             os.chdir(before)
     if outcome.doubts:
         raise BenchError(f"{run}: {'; '.join(outcome.doubts)}")
     return run
+
+
+def _digests(experiment: Any) -> str:
+    """Which weights it begins with, and its teacher's."""
+    from jaxfuse import weights
+
+    names = (experiment.model.start, getattr(experiment.method, "teacher", ""))
+    return "".join(f"{name} {machine.digest(weights.find(name))}\n" for name in names if name)
 
 
 def commit_of(run: Path) -> Path:
@@ -266,6 +282,13 @@ def score(
     from jaxfuse import cli, weights
 
     versions = machine.versions()
+    if pictures is not None:
+        named = {each.name for each in (pictures / rivals.SETS[0]).iterdir()}
+        if unknown := sorted(named.symmetric_difference(rivals.made_by(pictures))):
+            raise BenchError(
+                f"--pictures {pictures}: {rivals.FACTS} and the folders of pictures differ in "
+                f"{', '.join(unknown)}: make them again with python -m bench.rivals"
+            )
     work.mkdir(parents=True, exist_ok=True)
     asked = work / "protocol.toml"
     asked.write_text(protocol(data, pictures, also), encoding="utf8")
@@ -273,7 +296,7 @@ def score(
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
     summary = json.loads((work / "scores" / "summary.json").read_text(encoding="utf8"))
-    told = pictures / rivals.FACTS if pictures else None
+    made_by = rivals.made_by(pictures) if pictures else {}
     return {
         "format": FORMAT,
         "command": command_of("score --data DATA --pictures PICTURES", also),
@@ -285,7 +308,7 @@ def score(
         },
         "weights": shipped(),
         "also": origins(also),
-        "rivals": json.loads(told.read_text(encoding="utf8")) if told and told.exists() else {},
+        "rivals": made_by,
         "pairs": {
             name: next(iter(next(iter(of["cells"].values())).values()))["count"]
             for name, of in summary["datasets"].items()

@@ -1,8 +1,8 @@
 """Published fusion networks, in PyTorch, from local checkouts: nothing of them is kept here.
 
-`python -m bench.rivals --rivals DIR --data DATA --out OUT` fuses the validation pairs with each.
-DIR holds checkouts named as `RIVALS`; one that lacks its weights has random ones, which do for
-time and not for pictures.
+`python -m bench.rivals --rivals DIR --data DATA --out OUT` fuses the validation pairs with each and
+says in OUT/rivals.json which versions they are. DIR holds checkouts named as `RIVALS`; one that
+lacks its weights has random ones, which do for time and not for pictures.
 """
 
 from __future__ import annotations
@@ -228,8 +228,14 @@ def pictures(rivals: Path, data: Path, out: Path) -> None:
                 if not cv2.imwrite(str(path), np.rint(255.0 * image).astype(np.uint8)):
                     raise BenchError(f"{path}: cannot be written: see to space and permissions")
         print(f"{which}: {len(pairs)} pairs", file=sys.stderr)
-    told = {name: of for name, of in facts(rivals).items() if name in networks}
+    told = made_by(out) | {name: of for name, of in facts(rivals).items() if name in networks}
     (out / FACTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf8")
+
+
+def made_by(pictures: Path) -> dict[str, Any]:
+    """Network -> digests, of the pictures in a folder that `pictures` filled; {} without any."""
+    path = pictures / FACTS
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
 
 
 def main(words: Sequence[str] | None = None) -> int:

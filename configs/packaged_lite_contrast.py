@@ -3,9 +3,10 @@
     jaxfuse train packaged_lite --run runs/packaged_lite
     jaxfuse train packaged_lite_contrast --run runs/packaged_lite_contrast
 
-Trained by the brighter level alone, day scenes come out pale. Here what the fused image adds to one
-image has to come from the other as well; trained so from the beginning, a network ends with weaker
-edges.
+Run both where data/ holds both sets and their splits (../shared of a checkout), the second when the
+first has finished. Trained by the brighter level alone, day scenes come out pale. Here what the
+fused image adds to one image has to come from the other as well; trained so from the beginning, a
+network ends with weaker edges.
 """
 
 from jaxfuse.config import (

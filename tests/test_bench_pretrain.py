@@ -75,6 +75,29 @@ def test_weights_are_trained_put_and_summed(
     assert weights.load_weights(path).metadata["commit"] == "1234567"
 
 
+def test_a_second_part_is_of_the_first_that_it_began_with(
+    data: Path, commit: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    asked = ["lite", "--data", str(data), "--work", str(runs)]
+    commit["commit"] = "1111111"
+    assert pretrain.main(asked) == 0
+    first = runs / "packaged_lite.commit"
+    assert first.read_text(encoding="utf8") == "1111111"
+    first.write_text("7654321", encoding="utf8")
+    assert pretrain.main(asked) == 0
+    (path,) = (tmp_path / "pretrained").glob("*.safetensors")
+    said = weights.load_weights(path).metadata
+    assert (said["commit"], said["began_with"]) == ("1111111", "packaged_lite of commit 7654321")
+    first.write_text("7654321+", encoding="utf8")
+    assert pretrain.main(asked) == 1
+    assert "packaged_lite: began with changes" in capsys.readouterr().err
+    first.write_text("7654321", encoding="utf8")
+    (runs / "packaged_lite" / "weights.safetensors").write_bytes(b"others")
+    assert pretrain.main(asked) == 1
+    assert "packaged_lite_contrast: began with other weights than now" in capsys.readouterr().err
+
+
 def test_weights_of_no_commit_are_not_put(
     data: Path, commit: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,11 @@ def test_pictures_of_every_set(checkouts: Path, tmp_path: Path) -> None:
     asked = pretrain.protocol(data, tmp_path / "out")
     assert 'name = "IFCNN"' in asked and 'name = "crossfuse"' in asked
     assert asked.count("split = ") == 2 and asked.count('role = "out"') == 1
+    (tmp_path / "out" / rivals.FACTS).unlink()
+    with pytest.raises(
+        BenchError, match=r"rivals\.json and .* in DATFuse, IFCNN: make"
+    ):
+        pretrain.score(data, tmp_path / "work", tmp_path / "out")
 
 
 def test_checkouts_without_weights_make_no_pictures(checkouts: Path, tmp_path: Path) -> None:
@@ -203,7 +208,7 @@ def test_rims_are_levels_beside_what_is_hot(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(predict, "load", lambda name: maximum)
     result = pretrain.rims(["any"], ["again=lite"])
     assert result["command"] == "python -m bench.pretrain rims --data DATA --also again=WEIGHTS"
-    assert result["also"]["again"]["experiment"] == "packaged_lite"
+    assert result["also"]["again"]["experiment"] == "packaged_lite_contrast"
     assert (
         result["also"]["again"]["commit"] and result["levels"]["again"] == result["levels"]["any"]
     )

@@ -305,7 +305,7 @@ def test_an_incomplete_download_says_what_is_missing(tmp_path: Path) -> None:
     assert test.value == "expected 361 pairs in test, found 3"
     assert "unpack the whole download again" in test.remedy
     assert "incomplete: " in report.text() and "2 incomplete" in report.text()
-    with pytest.raises(DataError, match=r"2 pairs of train are not whole: 00002D \(no infrared"):
+    with pytest.raises(DataError, match=r"2 pairs of train not whole: 00002D \(no infrared"):
         opened("msrs", tmp_path, "test")
 
 

@@ -84,6 +84,8 @@ def test_unknown_key_is_named(key: str, tmp_path: Path) -> None:
         (lambda: CrossFuseConfig(self_supervision=math.nan), "method.self_supervision", "nan"),
         (lambda: CrossFuseConfig(learning_rate=math.inf), "method.learning_rate", "inf"),
         (lambda: CrossFuseConfig(learning_rate_floor=9.0), "method.learning_rate_floor", "9.0"),
+        (lambda: CrossFuseConfig(correlation_weight=-1.0), "method.correlation_weight", "-1.0"),
+        (lambda: CrossFuseConfig(correlation_weight=math.inf), "method.correlation_weight", "inf"),
         (lambda: CrossFuseConfig(imitation=2.0), "method.imitation", "2.0"),
         (lambda: CrossFuseConfig(teacher="t", imitation=-1.0), "method.imitation", "-1.0"),
         (lambda: CrossFuseConfig(teacher="t", stage2_epochs=0), "method.teacher", "'t'"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import faults, loader, plan, pretrain, scaling, ssvif, summary
+from bench import faults, loader, plan, pretrain, rivals, scaling, ssvif, summary
 from jaxfuse import weights
 
 REPO = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def test_packaged_weights_say_which_commit_made_them() -> None:
         assert re.fullmatch("[0-9a-f]{7,40}", commit), (name, commit)
 
 
-@pytest.mark.parametrize("file", ["scores", "rims"])
+@pytest.mark.parametrize("file", ["scores", "rims", "downstream"])
 def test_what_was_judged_are_the_weights_that_ship(file: str) -> None:
     result = read(f"weights/{file}.json")
     sums = (REPO / "jaxfuse" / "pretrained" / "SHA256SUMS").read_text(encoding="utf8")
@@ -95,11 +95,14 @@ def test_what_was_judged_are_the_weights_that_ship(file: str) -> None:
 
 @pytest.mark.parametrize("name", ["lite", "crossfuse"])
 def test_what_ships_is_better_than_published_networks_on_most_metrics(name: str) -> None:
+    """Over all validation pairs, and than two of them on each set."""
     result = read("weights/scores.json")
-    for which in result["scores"]:
-        for rival in ("IFCNN", "DATFuse"):
-            won = pretrain.metrics_won(result, [which], name, rival)
-            assert len(won) >= 5, (which, rival, won)
+    validation = [which for which in result["scores"] if which.endswith("_val")]
+    asked = [(validation, rival) for rival in rivals.RIVALS]
+    asked += [([which], rival) for which in result["scores"] for rival in ("IFCNN", "DATFuse")]
+    for sets, rival in asked:
+        won = pretrain.metrics_won(result, sets, name, rival)
+        assert len(won) >= 5, (sets, rival, won)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_file_beside_says_what_it_is(exported, repo) -> None:
     about = json.loads(path.with_name("lite.stablehlo.json").read_text(encoding="utf8"))
     assert (about["model"], about["weights"]) == ("lite", "lite.safetensors")
     assert (about["jax"], about["platforms"]) == (jax.__version__, "cpu, cuda, tpu")
-    assert about["weights.experiment"] == "packaged_lite"
+    assert about["weights.experiment"] == "packaged_lite_contrast"
     assert str(repo).encode() not in path.read_bytes()
     assert "deserialize" in about["call"] and "(batch, height, width, 1)" in about["inputs"]
 

@@ -276,7 +276,7 @@ def test_what_has_no_ending_of_a_picture_is_not_left_out_in_silence(tmp_path, fu
 def test_a_fuser_tells_what_it_is_without_its_arrays(fuser):
     assert (
         repr(jaxfuse.load("lite"))
-        == "Fuser(lite, 137,480 parameters, experiment packaged_lite, step 12000)"
+        == "Fuser(lite, 137,480 parameters, experiment packaged_lite_contrast, step 2000)"
     )
 
 

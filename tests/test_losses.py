@@ -229,7 +229,7 @@ def test_a_checkerboard_satisfies_magnitudes_but_not_differences():
 
 
 def test_unexplained_differences_are_what_scd_lacks():
-    """An average, in which half of either image stays, of images with some contrast."""
+    """Of an average and a maximum, each of images whose contrast is far above `fusion.FLAT`."""
     visible, infrared = (jnp.asarray(image(seed)[:1]) for seed in (0, 1))
     for fused in ((visible + infrared) / 2, jnp.maximum(visible, infrared)):
         gray = [255.0 * np.asarray(x[..., 0]) for x in (fused, visible, infrared)]

@@ -411,8 +411,8 @@ def test_what_fusion_adds_may_have_to_come_from_the_other_image():
     model = models.create("lite")
     plain = objective_metrics(model, FUSE_ONLY)
     found = objective_metrics(model, dataclasses.replace(FUSE_ONLY, correlation_weight=0.5))
-    assert "correlation" not in plain and 0 < found["correlation"] < 4
-    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["correlation"], rel=1e-6)
+    assert "unexplained" not in plain and 0 < found["unexplained"] < 4
+    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["unexplained"], rel=1e-6)
 
 
 # What is done to a batch.

@@ -844,7 +844,7 @@ def test_a_stop_keeps_what_there_is(tmp_path, fuser):
         if done == 10:
             stop.set()
 
-    message = r"out\.mp4: stopped after (\d+) of 60 frames, which are in .*out\.partial\.mp4"
+    message = r"out\.mp4: stopped after (\d+) of 60 frames, kept in .*out\.partial\.mp4"
     with pytest.raises(VideoError, match=message) as error:
         fuse_videos(infrared, visible, out, fuser, progress=progress, stop=stop)
     found = len(read_planes(tmp_path / "out.partial.mp4"))
@@ -1334,7 +1334,7 @@ def test_a_signal_ends_the_file_so_that_it_plays(tmp_path, tiny_weights, repo):
         assert 0 < found < 400
         said = err.strip().splitlines()[-1]
         assert said == (
-            f"jaxfuse: {number}.mp4: stopped after {found} of 400 frames, which are in "
+            f"jaxfuse: {number}.mp4: stopped after {found} of 400 frames, kept in "
             f"{number}.partial.mp4"
         )
     assert (tmp_path / "0.mp4").read_bytes() == b"mine"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxfuse.cli.words import DONE, FAILED, gather, parse, progress, usage
-from jaxfuse.config import ConfigError
+from jaxfuse.config import ConfigError, counted
 
 if TYPE_CHECKING:
     from jaxfuse.data.builders.classes import ClassList
@@ -79,7 +79,7 @@ def _check(arguments: Sequence[str]) -> int:
             said, found = marks.verify(folder)
             print("\n".join([*said, *(f"error: {error}" for error in found)]))
             wrong += found
-        print(f"{len(wrong)} errors")
+        print(counted(len(wrong), "error"))
         return FAILED if wrong else DONE
     report = check_folders(
         root=str(given.root), split=given.split, classes=_class_list(given.classes)

@@ -109,7 +109,7 @@ def check_apart(train: Pairs, test: Pairs) -> None:
     if both:
         first = (*files_of(test, both[0])[:1], test.stem(both[0]))[0]
         raise PlanError(
-            f"{first}: is in both parts, in all {counted(len(both), 'pair')}: a network is judged "
+            f"{first}: is in both parts ({counted(len(both), 'pair')} in all): a network is judged "
             "on pictures it has not learned from; give other splits, or another seed of made-up "
             "scenes"
         )

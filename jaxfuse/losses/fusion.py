@@ -42,8 +42,8 @@ def strongest_difference(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
 
 def unexplained_differences(visible: Gray, infrared: Gray, fused: Gray) -> Scalar:
     """(1 - corr(F - IR, Y)) + (1 - corr(F - Y, IR)), in [0, 4]: what the fused image adds to one
-    image should come from the other. 2 - SCD (Aslantas and Bendes, AEU 2015) of each example;
-    contrasts of a hundredth and less hardly count, which are noise.
+    image should come from the other. 2 - SCD (Aslantas and Bendes, AEU 2015) of each example but
+    for `FLAT`: contrasts below a hundredth count little, which are noise.
     """
     of_visible = _correlation(fused - infrared, visible)
     of_infrared = _correlation(fused - visible, infrared)

@@ -130,9 +130,9 @@ def fusion_objective(
             loss = loss + config.ssim_weight * ssim
             metrics |= {"ssim": ssim}
         if config.correlation_weight > 0:
-            correlation = fusion.unexplained_differences(visible, infrared, fused.image)
-            loss = loss + config.correlation_weight * correlation
-            metrics |= {"correlation": correlation}
+            unexplained = fusion.unexplained_differences(visible, infrared, fused.image)
+            loss = loss + config.correlation_weight * unexplained
+            metrics |= {"unexplained": unexplained}
         if fused.parts.keys() >= set(PARTS):
             apart, low, high = decomposition.decomposition(
                 *(fused.parts[name] for name in PARTS), axis_name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxfuse import config
-from jaxfuse.config import Experiment, SSVIFConfig, UserError
+from jaxfuse.config import Experiment, SSVIFConfig, UserError, counted
 from jaxfuse.data.patches import read_patches
 from jaxfuse.data.sources import open_source
 from jaxfuse.methods import ssvif
@@ -85,7 +85,7 @@ def _curves(records: list[dict[str, Any]], experiment: Experiment) -> dict[str, 
                 curves.append({"name": "validation", "points": _points(own, f"validation_{key}")})
             charts.append({"title": key, "curves": curves})
         stages.append({"name": name, "charts": charts})
-    last = f", {records[-1]['step']} steps" if records else ", no log line yet"
+    last = f", {counted(records[-1]['step'], 'step')}" if records else ", no log line yet"
     note = f"{experiment.name}{last}, seed {experiment.seed}."
     if records and isinstance(experiment.method, SSVIFConfig):
         last_signs = {k: x for k, x in records[-1].items() if isinstance(x, (int, float))}

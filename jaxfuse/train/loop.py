@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxfuse import distributed, weights
 from jaxfuse.checkpoint import CheckpointError, Checkpoints, abstract_like
-from jaxfuse.config import Experiment, UserError, to_dict
+from jaxfuse.config import Experiment, UserError, counted, to_dict
 from jaxfuse.data.pipeline import Batches
 from jaxfuse.methods import RANK, Method, Stage
 from jaxfuse.models import Model
@@ -145,7 +145,7 @@ class _Session:
         config, method = self.experiment.train, self.method
         doubts: tuple[str, ...]
         if step >= method.steps:
-            self.terminal.say(f"{self.folder}: already complete ({method.steps} steps)")
+            self.terminal.say(f"{self.folder}: already complete ({counted(method.steps, 'step')})")
             doubts = tuple(method.doubts(last_record(self.folder / "log.jsonl")))
             return Outcome(step, None, self.folder, doubts)
         batches = self.data.pipeline.batches(step)

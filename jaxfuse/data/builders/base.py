@@ -225,6 +225,6 @@ def require_whole(found: Found, where: str) -> None:
             more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
             raise FileError(
                 where,
-                f"{len(lacks)} pairs of {split} are not whole: {named}{more}",
+                f"{counted(len(lacks), 'pair')} of {split} not whole: {named}{more}",
                 "unpack the download again, or remove what is left of these pairs",
             )

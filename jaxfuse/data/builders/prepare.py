@@ -235,7 +235,7 @@ def _write_all(
         pool.shutdown(wait=True, cancel_futures=True)
     if errors:
         first = min(errors, key=str)
-        more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
+        more = f" (and {counted(len(errors) - 1, 'more shard')} failed)" if len(errors) > 1 else ""
         raise FileError(first.file, first.value, first.remedy + more)
     return marks, kept
 

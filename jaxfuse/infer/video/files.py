@@ -343,8 +343,8 @@ def _finish(
         failure.add_note(kept)
         raise failure
     if job.stopped:
-        total = f" of {job.total}" if job.total else ""
-        raise VideoError(f"{out}: stopped after {job.done}{total} frames, which are in {partial}")
+        done = f"{job.done} of {job.total} frames" if job.total else counted(job.done, "frame")
+        raise VideoError(f"{out}: stopped after {done}, kept in {partial}")
     if out.exists() and not overwrite:
         raise VideoError(f"{out}: exists by now; {kept}: rename it")
     try:
