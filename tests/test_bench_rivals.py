@@ -133,9 +133,7 @@ def test_pictures_of_every_set(checkouts: Path, tmp_path: Path) -> None:
     assert 'name = "IFCNN"' in asked and 'name = "crossfuse"' in asked
     assert asked.count("split = ") == 2 and asked.count('role = "out"') == 1
     (tmp_path / "out" / rivals.FACTS).unlink()
-    with pytest.raises(
-        BenchError, match=r"rivals\.json and .* in DATFuse, IFCNN: make"
-    ):
+    with pytest.raises(BenchError, match=r"rivals\.json and .* in DATFuse, IFCNN: make"):
         pretrain.score(data, tmp_path / "work", tmp_path / "out")
 
 
