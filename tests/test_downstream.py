@@ -449,7 +449,7 @@ def in_both(root: Path) -> None:
         (wrong_size, r"c\.png: 32 x 16 pixels"),
         (all_ignored, r"b\.png: every pixel is ignored"),
         (colours, r"b\.png: a colour mask \(RGB\)"),
-        (in_both, r"b\.png: is in both parts, in all 1 pair:"),
+        (in_both, r"b\.png: is in both parts \(1 pair in all\):"),
     ],
 )
 def test_bad_labels_are_found_before_anything_is_computed(
@@ -527,7 +527,7 @@ def test_records_of_the_same_pair_are_found_in_other_splits_and_sets(tmp_path: P
         (split_of(first, "train"), split_of(first, "train")),
         (open_source(SourceConfig("folders", root=str(root))), split_of(first, "test")),
     ):
-        with pytest.raises(PlanError, match=r"is in both parts, in all (1 pair|2 pairs):"):
+        with pytest.raises(PlanError, match=r"is in both parts \((1 pair|2 pairs) in all\):"):
             downstream_set.check_apart(train, test)
     # The same names of other pictures are no leak.
     apart = records(labelled(tmp_path / "more", seed=1), tmp_path / "three", train="ab", test="cd")
