@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,10 +17,10 @@ from jaxfuse import experiments, models, weights
 from jaxfuse.config import Experiment
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pairs of both sets, in a folder of any name."""
-    root, rng = tmp_path / "anywhere", np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("anywhere"), np.random.default_rng(0)
     (root / "splits").mkdir(parents=True)
     for which in ("roadscene", "msrs"):
         for kind in ("ir", "vi"):
@@ -30,14 +32,9 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """What this checkout's commit is said to be. Training is two steps of the tiny network."""
-    said = {"commit": "1234567", "jax": "0"}
-    (tmp_path / "pretrained").mkdir()
-    monkeypatch.setattr(pretrain, "PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.setattr(machine, "versions", lambda: dict(said))
-    monkeypatch.setitem(models.MODELS, tiny_network.NAME, tiny_network.create)
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    """Commits are 1234567. Training is two steps of the tiny network."""
     found = experiments.find
 
     def short(name: str) -> Experiment:
@@ -49,69 +46,84 @@ def commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
         train = dataclasses.replace(preset.train, steps_per_epoch=1)
         return dataclasses.replace(preset, model=model, method=method, data=read, train=train)
 
-    monkeypatch.setattr(experiments, "find", short)
-    return said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "versions", lambda: {"commit": "1234567", "jax": "0"})
+        patch.setitem(models.MODELS, tiny_network.NAME, tiny_network.create)
+        patch.setattr(experiments, "find", short)
+        yield
 
 
-def test_weights_are_trained_put_and_summed(
-    data: Path, commit: dict[str, str], tmp_path: Path
-) -> None:
-    asked = ["lite", "--data", str(data), "--work", str(tmp_path / "runs")]
-    here = Path.cwd()
-    assert pretrain.main(asked) == 0
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of both parts of lite and with the package's folder, pretrained."""
+    place, here = tmp_path_factory.mktemp("place"), Path.cwd()
+    (place / "pretrained").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "PRETRAINED", place / "pretrained")
+        assert again(place, data) == 0
     assert Path.cwd() == here
-    path = tmp_path / "pretrained" / "tiny.safetensors"
+    return place
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, of this test's own, with nothing in the package."""
+    place = tmp_path / "copied"
+    shutil.copytree(trained, place)
+    for path in (place / "pretrained").iterdir():
+        path.unlink()
+    monkeypatch.setattr(pretrain, "PRETRAINED", place / "pretrained")
+    return place
+
+
+def again(place: Path, data: Path) -> int:
+    return pretrain.main(["lite", "--data", str(data), "--work", str(place / "runs")])
+
+
+def test_weights_are_trained_put_and_summed(trained: Path) -> None:
+    path = trained / "pretrained" / "tiny.safetensors"
     said = weights.load_weights(path).metadata
     assert said["experiment"] == "packaged_lite_contrast"
     assert (said["commit"], said["step"]) == ("1234567", "2")
     assert said["began_with"] == "packaged_lite of commit 1234567"
     assert '"start": "runs/packaged_lite"' in said["config"]
-    assert str(tmp_path) not in said["config"] and '"root": "data/roadscene"' in said["config"]
-    (line,) = (tmp_path / "pretrained" / weights.SUMS).read_text(encoding="utf8").splitlines()
+    assert str(trained) not in said["config"] and '"root": "data/roadscene"' in said["config"]
+    (line,) = (trained / "pretrained" / weights.SUMS).read_text(encoding="utf8").splitlines()
     assert line == f"{weights._digest(path, 0)}  tiny.safetensors"
-    # What is finished stays, and so does the commit that began it.
-    commit["commit"] = "7654321"
-    assert pretrain.main(asked) == 0
-    assert weights.load_weights(path).metadata["commit"] == "1234567"
 
 
-def test_a_second_part_is_of_the_first_that_it_began_with(
-    data: Path, commit: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_is_finished_stays_and_so_do_the_commits_that_began_it(
+    copied: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = tmp_path / "runs"
-    asked = ["lite", "--data", str(data), "--work", str(runs)]
-    commit["commit"] = "1111111"
-    assert pretrain.main(asked) == 0
-    first = runs / "packaged_lite.commit"
-    assert first.read_text(encoding="utf8") == "1111111"
-    first.write_text("7654321", encoding="utf8")
-    assert pretrain.main(asked) == 0
-    (path,) = (tmp_path / "pretrained").glob("*.safetensors")
-    said = weights.load_weights(path).metadata
-    assert (said["commit"], said["began_with"]) == ("1111111", "packaged_lite of commit 7654321")
-    first.write_text("7654321+", encoding="utf8")
-    assert pretrain.main(asked) == 1
-    assert "packaged_lite: began with changes" in capsys.readouterr().err
-    first.write_text("7654321", encoding="utf8")
-    (runs / "packaged_lite" / "weights.safetensors").write_bytes(b"others")
-    assert pretrain.main(asked) == 1
-    assert "packaged_lite_contrast: began with other weights than now" in capsys.readouterr().err
+    (copied / "runs" / "packaged_lite.commit").write_text("7654321", encoding="utf8")
+    monkeypatch.setattr(machine, "versions", lambda: {"commit": "2222222", "jax": "0"})
+    assert again(copied, data) == 0
+    said = weights.load_weights(copied / "pretrained" / "tiny.safetensors").metadata
+    assert (said["commit"], said["began_with"]) == ("1234567", "packaged_lite of commit 7654321")
 
 
+@pytest.mark.parametrize("part", ["packaged_lite", "packaged_lite_contrast"])
 def test_weights_of_no_commit_are_not_put(
-    data: Path, commit: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, data: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commit["commit"] = "1234567+"
-    asked = ["lite", "--data", str(data), "--work", str(tmp_path / "runs")]
-    assert pretrain.main(asked) == 1
-    assert "changes that no commit holds (1234567+)" in capsys.readouterr().err
-    assert not list((tmp_path / "pretrained").iterdir())
+    (copied / "runs" / f"{part}.commit").write_text("7654321+", encoding="utf8")
+    assert again(copied, data) == 1
+    said = f"{part}: began with changes that no commit holds (7654321+)"
+    assert said in capsys.readouterr().err
+    assert not list((copied / "pretrained").iterdir())
 
 
-@pytest.mark.usefixtures("commit")
+def test_a_second_part_stays_with_the_first_that_it_began_with(
+    copied: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "runs" / "packaged_lite" / "weights.safetensors").write_bytes(b"others")
+    assert again(copied, data) == 1
+    assert "packaged_lite_contrast: began with other weights than now" in capsys.readouterr().err
+    assert not list((copied / "pretrained").iterdir())
+
+
 def test_data_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["lite", "--data", str(tmp_path / "gone"), "--work", str(tmp_path / "runs")]
-    assert pretrain.main(asked) == 1
+    assert again(tmp_path, tmp_path / "gone") == 1
     assert "gone: has no folder splits" in capsys.readouterr().err

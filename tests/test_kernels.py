@@ -132,6 +132,7 @@ def whole(model: models.Model, params: Any, size: tuple[int, int]) -> np.ndarray
 
 
 @pytest.mark.usefixtures("cxx")
+@pytest.mark.slow
 def test_strips_of_native_windows_are_the_whole_image() -> None:
     model = models.create("crossfuse", kernels="native")
     assert model.native()
