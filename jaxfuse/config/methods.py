@@ -44,7 +44,7 @@ class CrossFuseConfig:
     """Of (1 - SSIM(Y, F)) + (1 - SSIM(IR, F)), stage II; not in the paper, which has 0."""
     correlation_weight: float = 0.0
     """Of (1 - corr(F - IR, Y)) + (1 - corr(F - Y, IR)), stage II: what the fused image adds to one
-    image should come from the other. Not in the paper, which has 0."""
+    image should come from the other; `unexplained` in the log. Not in the paper, which has 0."""
     teacher: str = ""
     """Weights file, run folder or name of packaged weights of a fusion network whose fused images
     stage II imitates as well; any network may learn from any other."""

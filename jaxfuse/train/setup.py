@@ -363,7 +363,12 @@ def build(experiment: Experiment, facts: Facts, read_start: bool = True) -> tupl
 def _fusion_start(experiment: Experiment) -> Params:
     """The parameters that the config names for the fusion network to start from."""
     config = experiment.model
-    read = weights.load_weights(config.start)
+    try:
+        read = weights.load_weights(config.start)
+    except weights.WeightsError as error:
+        raise weights.WeightsError(
+            f"{error} (named by model.start: train what makes it first, or set model.start)"
+        ) from error
     if read.name != config.name:
         raise weights.WeightsError(
             f"{weights.find(config.start)}: holds {read.name}, but model.name = {config.name!r}: "
