@@ -282,9 +282,11 @@ def score(
     from jaxfuse import cli, weights
 
     versions = machine.versions()
+    made_by: dict[str, Any] = {}
     if pictures is not None:
+        made_by = rivals.made_by(pictures)
         named = {each.name for each in (pictures / rivals.SETS[0]).iterdir()}
-        if unknown := sorted(named.symmetric_difference(rivals.made_by(pictures))):
+        if unknown := sorted(named.symmetric_difference(made_by)):
             raise BenchError(
                 f"--pictures {pictures}: {rivals.FACTS} and the folders of pictures differ in "
                 f"{', '.join(unknown)}: make them again with python -m bench.rivals"
@@ -296,7 +298,6 @@ def score(
     if cli.main(words):
         raise BenchError("the pictures could not be scored: see above")
     summary = json.loads((work / "scores" / "summary.json").read_text(encoding="utf8"))
-    made_by = rivals.made_by(pictures) if pictures else {}
     return {
         "format": FORMAT,
         "command": command_of("score --data DATA --pictures PICTURES", also),
@@ -341,7 +342,7 @@ def with_rows_of_others(result: dict[str, Any], before: dict[str, Any]) -> dict[
                 rows[row] = cells
                 carried.add(row)
                 if row in before.get("rivals", {}):
-                    result.setdefault("rivals", {})[row] = before["rivals"][row]
+                    result["rivals"][row] = before["rivals"][row]
     if carried:
         result["carried"] = {row: before["versions"]["commit"] for row in sorted(carried)}
     return result

@@ -8,18 +8,21 @@ from jax import lax
 from jaxfuse.shapes import Features, Scalar
 
 
-def correlation(x: Features, y: Features) -> Scalar:
+def correlation(x: Features, y: Features, flat: float = 0.0) -> Scalar:
     """Pearson correlation over pixels, averaged over samples and channels; in [-1, 1], 0 where an
-    input is constant.
+    input is constant. flat: a standard deviation that both have besides, so that what is nearly
+    constant counts little.
     """
     x, y = (f.astype(jnp.float32) for f in (x, y))
     x = x - x.mean((1, 2), keepdims=True)
     y = y - y.mean((1, 2), keepdims=True)
-    square_x, square_y = jnp.sum(x * x, (1, 2)), jnp.sum(y * y, (1, 2))
+    besides = x.shape[1] * x.shape[2] * flat**2
+    square_x, square_y = jnp.sum(x * x, (1, 2)) + besides, jnp.sum(y * y, (1, 2)) + besides
     # sqrt has no gradient at 0: a constant channel takes the guarded branch, where everything is 0
     # anyway.
-    flat = (square_x <= 0.0) | (square_y <= 0.0)
-    norms = jnp.sqrt(jnp.where(flat, 1.0, square_x)) * jnp.sqrt(jnp.where(flat, 1.0, square_y))
+    constant = (square_x <= 0.0) | (square_y <= 0.0)
+    square_x, square_y = (jnp.where(constant, 1.0, square) for square in (square_x, square_y))
+    norms = jnp.sqrt(square_x) * jnp.sqrt(square_y)
     values = jnp.sum(x * y, (1, 2)) / (norms + jnp.finfo(jnp.float32).eps)
     return jnp.mean(jnp.clip(values, -1.0, 1.0))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jaxfuse.losses import decomposition
 from jaxfuse.ops import filters
 from jaxfuse.shapes import Gray, Scalar
 
@@ -45,16 +45,9 @@ def unexplained_differences(visible: Gray, infrared: Gray, fused: Gray) -> Scala
     image should come from the other. 2 - SCD (Aslantas and Bendes, AEU 2015) of each example but
     for `FLAT`: contrasts below a hundredth count little, which are noise.
     """
-    of_visible = _correlation(fused - infrared, visible)
-    of_infrared = _correlation(fused - visible, infrared)
-    return jnp.mean((1.0 - of_visible) + (1.0 - of_infrared))
-
-
-def _correlation(x: Gray, y: Gray) -> Float[Array, "b 1"]:
-    """Pearson correlation over pixels, drawn to 0 where an image is nearly flat."""
-    x, y = (image - image.mean((1, 2), keepdims=True) for image in (x, y))
-    variances = [jnp.mean(image * image, (1, 2)) + FLAT**2 for image in (x, y)]
-    return jnp.mean(x * y, (1, 2)) / jnp.sqrt(variances[0] * variances[1])
+    of_visible = decomposition.correlation(fused - infrared, visible, FLAT)
+    of_infrared = decomposition.correlation(fused - visible, infrared, FLAT)
+    return (1.0 - of_visible) + (1.0 - of_infrared)
 
 
 def imitation(teacher: Gray, fused: Gray) -> Scalar:
