@@ -250,6 +250,7 @@ def test_other_devices_continue_with_the_same_examples(
     assert STEPS in saved_steps(folder) and len(saved_steps(folder)) <= 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_fewer_devices_and_back(straight: Path, tmp_path: Path) -> None:
     folder = upto(straight, 3, tmp_path / "run")
     for last, devices in ((6, 1), (9, 4), (STEPS, 0)):

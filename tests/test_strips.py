@@ -250,6 +250,7 @@ def test_crossfuse_shares_programs():
     assert "image" in known
 
 
+@pytest.mark.slow
 def test_crossfuse_is_equal_to_the_whole_image(monkeypatch, tmp_path):
     options = {"xla_backend_optimization_level": 0}
     compiled = {}
